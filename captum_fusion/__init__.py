@@ -1,0 +1,16 @@
+"""Fusion-CAM and what it stands on, as Captum attributions.
+
+Examples::
+
+    >>> from captum_fusion import LayerFusionCAM, demo
+    >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+    >>> attribution = LayerFusionCAM(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0])
+    >>> attribution.shape
+    torch.Size([1, 1, 96, 96])
+"""
+
+from captum_fusion.attr import FusionDetails, LayerFusionCAM, LayerScoreCAM, LayerUnionCAM
+
+__version__ = "0.1.0.dev0"
+
+__all__ = ["FusionDetails", "LayerFusionCAM", "LayerScoreCAM", "LayerUnionCAM", "__version__"]

@@ -1,0 +1,585 @@
+"""Fusions: a gradient map and a region map, each weighted by what the network says of the part that it shows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from captum.attr import (
+    Attribution,
+    GradientAttribution,
+    LayerAttribution,
+    LayerGradCam,
+    NoiseTunnel,
+    PerturbationAttribution,
+)
+from torch import Tensor
+
+from captum_fusion import functional as formulas
+from captum_fusion._captum import Baselines, Call, Layer, LayerEvaluation, Target, format_result, log_usage
+from captum_fusion.attr._base import CAM, choice, documented, percentage
+from captum_fusion.attr.region import LayerScoreCAM
+from captum_fusion.functional import ScoreFn
+
+_WEIGHTINGS = ("normalized", "raw", "official")
+
+
+class FusionDetails(NamedTuple):
+    """What a fusion found on its way, example by example. Maps are (N, 1, *input spatial) in [0, 1].
+
+    Attributes:
+        gradient_map: The gradient component, normalised (for :class:`LayerUnionCAM` the same as ``denoised_map``).
+        denoised_map: The gradient component after denoising.
+        region_map: The region component, normalised.
+        union_map: The contribution-weighted union of the two, normalised.
+        score: Score of the input as it is, (N,).
+        baseline_score: Score of the baseline, (N,).
+        gradient_contribution: Score of the input under ``denoised_map`` minus ``baseline_score``, (N,).
+        region_contribution: The same under ``region_map``.
+        union_contribution: The same under ``union_map``.
+        union_weights: Weights of the gradient and the region map in the union, (N, 2).
+        fusion_weights: Weights of the union and the region map in the last stage, (N, 2); one-hot for
+            :class:`LayerUnionCAM`, which selects.
+        similarity_map: Where union and region map agree, 1 where they are equal; None for :class:`LayerUnionCAM`.
+        selected: Whether the union was selected over the region map, bool, (N,); None for :class:`LayerFusionCAM`.
+    """
+
+    gradient_map: Tensor
+    denoised_map: Tensor
+    region_map: Tensor
+    union_map: Tensor
+    score: Tensor
+    baseline_score: Tensor
+    gradient_contribution: Tensor
+    region_contribution: Tensor
+    union_contribution: Tensor
+    union_weights: Tensor
+    fusion_weights: Tensor
+    similarity_map: Tensor | None
+    selected: Tensor | None
+
+
+#: For each tensor of a layer, the fused map and how it came about.
+_Fused = list[tuple[Tensor, FusionDetails]]
+
+
+class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
+    """What Fusion-CAM and UnionCAM have in common: components, contributions, the weighted union."""
+
+    theta: float
+    weighting: str
+    score_fn: str | ScoreFn
+
+    def _set_options(self, theta: float, weighting: str, score_fn: str | ScoreFn) -> None:
+        self.theta = percentage("theta", theta)
+        self.weighting = choice("weighting", weighting, _WEIGHTINGS)
+        formulas.score_function(score_fn)
+        self.score_fn = score_fn
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """True, as for every captum method that perturbs its input."""
+        return True
+
+    # -------------------------------------------------------------------------------------------------- components
+
+    def _shares_pass(self, component: Attribution, kwargs: dict[str, Any]) -> bool:
+        """Whether a component can be computed from this call's layer pass instead of passes of its own."""
+        if not isinstance(component, LayerAttribution) or component.forward_func != self.forward_func:
+            return False
+        ours, theirs = (x.layer if isinstance(x.layer, list) else [x.layer] for x in (self, component))
+        if len(ours) != len(theirs) or any(a is not b for a, b in zip(ours, theirs, strict=True)):
+            return False
+        if isinstance(component, CAM):
+            return kwargs.keys() <= {"baselines", "mask_inputs", "perturbations_per_eval"}
+        return type(component) is LayerGradCam and kwargs.keys() <= {"relu_attributions"}
+
+    def _component_maps(
+        self,
+        name: str,
+        component: Attribution,
+        kwargs: dict[str, Any] | None,
+        call: Call,
+        evaluations: list[LayerEvaluation],
+    ) -> list[list[Tensor]]:
+        """Non-negative, normalised maps of a component in the input's space, for each layer and tensor of it."""
+        kwargs = kwargs or {}
+        if not self._shares_pass(component, kwargs):
+            raw = self._public_maps(name, component, kwargs, call, evaluations)
+        elif isinstance(component, CAM):
+            raw = component._maps(call.with_options(**kwargs) if kwargs else call, evaluations)
+        else:
+            raw = [tuple(map(formulas.grad_cam, a, g or ())) for a, g in evaluations]
+        return [[self._input_space(name, tensor, call) for tensor in tensors] for tensors in raw]
+
+    def _public_maps(
+        self,
+        name: str,
+        component: Attribution,
+        kwargs: dict[str, Any],
+        call: Call,
+        evaluations: list[LayerEvaluation],
+    ) -> list[tuple[Tensor, ...]]:
+        given = {
+            "target": call.target,
+            "additional_forward_args": call.arguments,
+            "attribute_to_layer_input": call.attribute_to_layer_input,
+        }
+        accepted = _accepted_arguments(component)
+        if not isinstance(_inner(component), LayerAttribution):
+            accepted -= {"attribute_to_layer_input"}
+        inputs = call.inputs if len(call.inputs) > 1 else call.inputs[0]
+        result = component.attribute(inputs, **{**{k: v for k, v in given.items() if k in accepted}, **kwargs})
+        per_layer = result if isinstance(result, list) else [result] * len(evaluations)
+        if len(per_layer) != len(evaluations):
+            raise ValueError(f"{name} gives {len(per_layer)} maps for {len(evaluations)} layers")
+        maps = []
+        for tensors, evaluation in zip(per_layer, evaluations, strict=True):
+            count = len(evaluation.activations)
+            if isinstance(tensors, tuple) and not isinstance(_inner(component), LayerAttribution):
+                tensors = tensors[call.first_masked]
+            tensors = tensors if isinstance(tensors, tuple) else (tensors,) * count
+            if len(tensors) != count:
+                raise ValueError(f"{name} gives {len(tensors)} maps for a layer of {count} tensors")
+            maps.append(tensors)
+        return maps
+
+    def _input_space(self, name: str, raw: Any, call: Call) -> Tensor:
+        size = call.spatial_size
+        if not isinstance(raw, Tensor) or raw.dim() != len(size) + 2 or raw.shape[0] != call.examples:
+            shape = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
+            raise ValueError(
+                f"{name} must attribute a map of shape ({call.examples}, channels, {len(size)} spatial dimensions), "
+                f"not {shape}"
+            )
+        raw = formulas.at_least_float32(raw.to(call.inputs[call.first_masked].device))
+        return formulas.normalize(formulas.upsample(raw.sum(1, keepdim=True).relu(), size))
+
+    # --------------------------------------------------------------------------------------------------- the union
+
+    @staticmethod
+    def _to_output(fused: Tensor, call: Call) -> Tensor:
+        return fused.to(call.inputs[call.first_masked].dtype).contiguous()
+
+    def _scores_under(self, maps: list[Tensor], call: Call) -> list[Tensor]:
+        """Score of the inputs under each of some maps, (N,) each, in as few calls of the network as can be."""
+        stacked = torch.cat([m.detach() for m in maps])
+        rows = torch.arange(call.examples, device=stacked.device).repeat(len(maps))
+        scores = call.masked_scores(
+            lambda some, size: formulas.upsample(stacked[some], size), rows, formulas.score_function(self.score_fn)
+        )
+        return list(scores.chunk(len(maps)))
+
+    def _contribution(self, score: Tensor, baseline: Tensor) -> Tensor:
+        return formulas.contribution(score, baseline) if self.weighting == "normalized" else score - baseline
+
+    def _stage_weights(self, first: Tensor, second: Tensor) -> Tensor:
+        if self.weighting == "normalized":
+            return formulas.contribution_weights(first, second)
+        pair = torch.stack([first, second], 1)
+        if self.weighting == "raw":
+            return pair
+        total = pair.sum(1, keepdim=True) + 1e-8
+        return torch.where(total != 0, pair / torch.where(total != 0, total, 1.0), 0.0)
+
+    def _union(self, gradient: Tensor, denoised: Tensor, region: Tensor, call: Call) -> FusionDetails:
+        """Everything up to the union map and its contribution; the last stage is the subclass's."""
+        score_fn = formulas.score_function(self.score_fn)
+        baseline = call.baseline_scores(score_fn).to(denoised.device)
+        gradient_score, region_score = self._scores_under([denoised, region], call)
+        contributions = [self._contribution(score, baseline) for score in (gradient_score, region_score)]
+        weights = self._stage_weights(*contributions)
+        union = formulas.normalize(torch.add(*formulas.weigh((denoised, region), weights)))
+        (union_score,) = self._scores_under([union], call)
+        return FusionDetails(
+            gradient_map=gradient,
+            denoised_map=denoised,
+            region_map=region,
+            union_map=union,
+            score=call.clean_scores(score_fn).to(denoised.device),
+            baseline_score=baseline,
+            gradient_contribution=contributions[0],
+            region_contribution=contributions[1],
+            union_contribution=self._contribution(union_score, baseline),
+            union_weights=weights,
+            fusion_weights=weights,
+            similarity_map=None,
+            selected=None,
+        )
+
+    def _fuse(self, call: Call, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
+        raise NotImplementedError
+
+    def _maps(self, call: Call, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
+        return [tuple(attribution for attribution, _ in fused) for fused in self._fuse(call, evaluations)]
+
+    def _result(self, fused: list[_Fused], return_details: bool) -> Any:
+        results = []
+        for tensors in fused:
+            attribution = format_result(tuple(m for m, _ in tensors))
+            details = format_result(tuple(d for _, d in tensors))
+            results.append((attribution, details) if return_details else attribution)
+        return self._per_layer(results)
+
+
+class LayerFusionCAM(_Fusion):
+    """Fusion-CAM: a denoised gradient map and a region map, fused by their contributions and their agreement.
+
+    With ``N`` the min-max normalisation of an upsampled map, ``p`` the target's score and ``X_b`` the baseline:
+
+    1. gradient map ``G = N(Grad-CAM)``, denoised: ``L_d = G`` where ``G`` reaches its ``theta`` percentile, else 0;
+    2. region map ``L_r = N(Score-CAM)``;
+    3. contributions ``B_m = p(masked by L_m) - p(X_b)``, for both;
+    4. union ``L_u = N(w_d L_d + w_r L_r)`` with weights from ``B_d, B_r``, and its contribution ``B_u``;
+    5. with ``P = v_u L_u``, ``Q = v_r L_r``, weights from ``B_u, B_r``, and the similarity ``s = 1 - |P - Q|``, the
+       result is ``N(s max(P, Q) + (1 - s) (P + Q) / 2)``.
+
+    ``weighting="normalized"`` counts negative contributions as 0 and lets the weights of both stages sum to 1 (equal
+    where both contributions vanish). ``"raw"`` takes contributions as weights as they are, and ``"official"``
+    reproduces the authors' published code, which normalises signed contributions and mixes scales in the second
+    stage; both can turn a map upside down when a contribution is negative.
+
+    Any captum attribution can be either component. Components of this package on the same layer and function, and
+    captum's ``LayerGradCam``, share one layer pass. Cost with the default components, for each example: one forward
+    and backward row and at most as many masked rows as the layer has live channels, plus 4.
+
+    More details in the paper: H. Dekdegue, M. Garouani, J. Mothe, J. Bernigaud, "Fusion-CAM: Integrating Gradient and
+    Region-Based Class Activation Maps for Robust Visual Explanations", 2026, https://arxiv.org/abs/2603.05386
+
+    Examples::
+
+        >>> from captum_fusion import LayerFusionCAM, demo
+        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> images = demo.preprocess(scene.image)
+        >>> attribution = LayerFusionCAM(model, model.stage4).attribute(images, target=scene.labels[0])
+        >>> attribution.shape, float(attribution.min()), float(attribution.max())
+        (torch.Size([1, 1, 96, 96]), 0.0, 1.0)
+    """
+
+    @documented
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layer,
+        device_ids: list[int] | None = None,
+        gradient_method: Attribution | None = None,
+        region_method: Attribution | None = None,
+        *,
+        theta: float = 10.0,
+        weighting: str = "normalized",
+        score_fn: str | ScoreFn = "softmax",
+    ) -> None:
+        """Name the network, the layer, the components and how they are weighted.
+
+        Args:
+            {constructor_args}
+            gradient_method (Attribution, optional): The gradient component: any captum attribution.
+                Default: None (``LayerGradCam`` on the same layer)
+            region_method (Attribution, optional): The region component: any captum attribution.
+                Default: None (:class:`LayerScoreCAM` on the same layer)
+            theta (float, optional): Percentile of the gradient map below which it is set to 0.
+                Default: 10.0
+            weighting (str, optional): ``"normalized"``, ``"raw"`` or ``"official"``.
+                Default: ``"normalized"``
+            score_fn (str or callable, optional): Scores that contributions are measured in: ``"softmax"``,
+                ``"sigmoid"``, ``"identity"`` or a function of the raw output, along dimension 1, before the target
+                is selected. An output of shape (N,) is the score itself. Gradients always use the raw output.
+                Default: ``"softmax"``
+        """
+        _Fusion.__init__(self, forward_func, layer, device_ids)
+        self._set_options(theta, weighting, score_fn)
+        self.gradient_method = _component("gradient_method", gradient_method, LayerGradCam, self)
+        self.region_method = _component("region_method", region_method, LayerScoreCAM, self)
+
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether a component that shares the layer pass needs its gradients."""
+        shared = [c for c in (self.gradient_method, self.region_method) if self._shares_pass(c, {})]
+        return any(component.uses_gradients if isinstance(component, CAM) else True for component in shared)
+
+    @log_usage()
+    @documented
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        baselines: Baselines = 0,
+        mask_inputs: Sequence[int] | None = None,
+        gradient_kwargs: dict[str, Any] | None = None,
+        region_kwargs: dict[str, Any] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+        return_details: bool = False,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Explain a batch.
+
+        Args:
+            {shared_args}
+            {masked_args}
+            gradient_kwargs (dict, optional): Further arguments of the gradient component's ``attribute``.
+                Default: None
+            region_kwargs (dict, optional): Further arguments of the region component's ``attribute``.
+                Default: None
+            return_details (bool, optional): Also return what the fusion found on its way.
+                Default: False
+            grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
+                Default: None
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**, with **details** if asked for:
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape (N, 1, *spatial of the input*), in [0, 1],
+                in the dtype of the input, detached (unless ``grad_kwargs`` asks to create a graph). Zeros where
+                nothing supports the target. A tuple if the layer returns several tensors; a list of such results for
+                a list of layers.
+            - **details** (:class:`FusionDetails` or a tuple of them): With ``return_details=True``.
+
+        Raises:
+            {raises}
+
+        Examples::
+
+            >>> import torch
+            >>> from captum.attr import Saliency
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
+            >>> images = torch.rand(2, 3, 8, 8)
+            >>> LayerFusionCAM(net, net[0]).attribute(images, target=[3, 7]).shape
+            torch.Size([2, 1, 8, 8])
+            >>> fusion = LayerFusionCAM(net, net[0], gradient_method=Saliency(net))
+            >>> attribution, details = fusion.attribute(images, target=3, return_details=True)
+            >>> details.union_weights.sum(1)
+            tensor([1., 1.])
+        """
+        fused = self._explain(
+            lambda call, evaluations: self._fuse(
+                call, evaluations, gradient_kwargs=gradient_kwargs, region_kwargs=region_kwargs
+            ),
+            inputs,
+            target,
+            additional_forward_args,
+            attribute_to_layer_input,
+            baselines=baselines,
+            mask_inputs=mask_inputs,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+            grad_kwargs=grad_kwargs,
+        )
+        return self._result(fused, return_details)
+
+    def _fuse(self, call: Call, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
+        gradients = self._component_maps(
+            "gradient_method", self.gradient_method, kwargs.get("gradient_kwargs"), call, evaluations
+        )
+        regions = self._component_maps(
+            "region_method", self.region_method, kwargs.get("region_kwargs"), call, evaluations
+        )
+        return [
+            [self._fuse_pair(gradient, region, call) for gradient, region in zip(*pair, strict=True)]
+            for pair in zip(gradients, regions, strict=True)
+        ]
+
+    def _fuse_pair(self, gradient: Tensor, region: Tensor, call: Call) -> tuple[Tensor, FusionDetails]:
+        details = self._union(gradient, formulas.denoise(gradient, self.theta), region, call)
+        # The published code normalises the union's contribution against the region's weight of the first stage.
+        rival = details.union_weights[:, 1] if self.weighting == "official" else details.region_contribution
+        weights = self._stage_weights(details.union_contribution, rival)
+        fused, similarity = formulas.similarity_fusion(*formulas.weigh((details.union_map, region), weights))
+        details = details._replace(fusion_weights=weights, similarity_map=similarity)
+        return self._to_output(formulas.normalize(fused), call), details
+
+
+class LayerUnionCAM(_Fusion):
+    """UnionCAM: denoised channel gradients and a region map, united by their contributions; the better map wins.
+
+    With ``N`` the min-max normalisation of an upsampled map, ``p`` the target's score and ``X_b`` the baseline:
+
+    1. ``L_Den``: activations weighted pixel by pixel by the positive part of their gradients, in which each channel's
+       values below its ``theta`` percentile are 0 (:func:`captum_fusion.functional.union_gradient_map`; eqs. 1 to 3);
+    2. region map ``L_Reg``, by default Score-CAM;
+    3. contributions ``b_m = p(masked by N(L_m)) - p(X_b)``, for both (eqs. 4 and 5);
+    4. ``L_DR = N(w_Den L_Den + w_Reg L_Reg)`` with weights from the contributions, and its contribution ``b_DR``
+       (eqs. 6 and 7);
+    5. the result is ``L_DR`` where ``b_DR > b_Reg``, else ``L_Reg`` (eq. 8), for each example by itself.
+
+    ``weighting="normalized"`` counts negative contributions as 0 (equal weights where both vanish); ``"raw"`` is eq. 6
+    to the letter; ``"official"`` reproduces the only published code, which also multiplies the selected map by its
+    contribution, so that a negative one turns it upside down.
+
+    The denoising is usually inert: for a network that ends in global pooling a channel's gradient is constant over
+    space and nothing lies below its percentile. For such networks ``alpha="count"`` is recommended, because the
+    default, all known code's reading of eq. 3, discards every channel's importance there.
+
+    More details in the paper: H. Hu, R. Wang, H. Lin, H. Yu, "UnionCAM: enhancing CNN interpretability through
+    denoising, weighted fusion, and selective high-quality class activation mapping", Frontiers in Neurorobotics
+    18:1490198, 2024, https://doi.org/10.3389/fnbot.2024.1490198. The equations of its web page are images; this
+    follows the text and the published codes.
+
+    Examples::
+
+        >>> from captum_fusion import LayerUnionCAM, demo
+        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> images = demo.preprocess(scene.image)
+        >>> union = LayerUnionCAM(model, model.stage4, alpha="count")
+        >>> attribution, details = union.attribute(images, target=scene.labels[0], return_details=True)
+        >>> attribution.shape, details.selected.shape
+        (torch.Size([1, 1, 96, 96]), torch.Size([1]))
+    """
+
+    @documented
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layer,
+        device_ids: list[int] | None = None,
+        region_method: Attribution | None = None,
+        *,
+        theta: float = 10.0,
+        alpha: str = "sum",
+        weighting: str = "normalized",
+        score_fn: str | ScoreFn = "softmax",
+    ) -> None:
+        """Name the network, the layer, the region component and how it is weighted.
+
+        Args:
+            {constructor_args}
+            region_method (Attribution, optional): The region component: any captum attribution. The gradient
+                component is UnionCAM's own.
+                Default: None (:class:`LayerScoreCAM` on the same layer)
+            theta (float, optional): Percentile of each channel's gradients below which they are set to 0.
+                Default: 10.0
+            alpha (str, optional): The reading of eq. 3, ``"sum"`` or ``"count"``.
+                Default: ``"sum"``
+            weighting (str, optional): ``"normalized"``, ``"raw"`` or ``"official"``.
+                Default: ``"normalized"``
+            score_fn (str or callable, optional): Scores that contributions are measured in: ``"softmax"``,
+                ``"sigmoid"``, ``"identity"`` or a function of the raw output, along dimension 1, before the target
+                is selected. An output of shape (N,) is the score itself. Gradients always use the raw output.
+                Default: ``"softmax"``
+        """
+        _Fusion.__init__(self, forward_func, layer, device_ids)
+        self._set_options(theta, weighting, score_fn)
+        self.alpha = choice("alpha", alpha, ("sum", "count"))
+        self.region_method = _component("region_method", region_method, LayerScoreCAM, self)
+
+    @property
+    def uses_gradients(self) -> bool:
+        """True: the gradient component is part of the method."""
+        return True
+
+    @log_usage()
+    @documented
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        baselines: Baselines = 0,
+        mask_inputs: Sequence[int] | None = None,
+        region_kwargs: dict[str, Any] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+        return_details: bool = False,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Explain a batch.
+
+        Args:
+            {shared_args}
+            {masked_args}
+            region_kwargs (dict, optional): Further arguments of the region component's ``attribute``.
+                Default: None
+            return_details (bool, optional): Also return what the fusion found on its way.
+                Default: False
+            grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
+                Default: None
+
+        Returns:
+            *Tensor* or *tuple[Tensor, ...]* of **attributions**, with **details** if asked for:
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape (N, 1, *spatial of the input*), in [0, 1],
+                in the dtype of the input, detached (unless ``grad_kwargs`` asks to create a graph). A tuple if the
+                layer returns several tensors; a list of such results for a list of layers.
+            - **details** (:class:`FusionDetails` or a tuple of them): With ``return_details=True``.
+
+        Raises:
+            {raises}
+
+        Examples::
+
+            >>> import torch
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
+            >>> LayerUnionCAM(net, net[0]).attribute(torch.rand(2, 3, 8, 8), target=[3, 7]).shape
+            torch.Size([2, 1, 8, 8])
+        """
+        fused = self._explain(
+            lambda call, evaluations: self._fuse(call, evaluations, region_kwargs=region_kwargs),
+            inputs,
+            target,
+            additional_forward_args,
+            attribute_to_layer_input,
+            baselines=baselines,
+            mask_inputs=mask_inputs,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+            grad_kwargs=grad_kwargs,
+        )
+        return self._result(fused, return_details)
+
+    def _stage_weights(self, first: Tensor, second: Tensor) -> Tensor:
+        # Eq. 6 has plain contributions as weights, and so has the published code.
+        if self.weighting == "official":
+            return torch.stack([first, second], 1)
+        return super()._stage_weights(first, second)
+
+    def _fuse(self, call: Call, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
+        regions = self._component_maps(
+            "region_method", self.region_method, kwargs.get("region_kwargs"), call, evaluations
+        )
+        return [
+            [
+                self._select(formulas.union_gradient_map(tensor, gradient, self.theta, self.alpha), region, call)
+                for tensor, gradient, region in zip(activations, gradients or (), maps, strict=True)
+            ]
+            for (activations, gradients), maps in zip(evaluations, regions, strict=True)
+        ]
+
+    def _select(self, gradient: Tensor, region: Tensor, call: Call) -> tuple[Tensor, FusionDetails]:
+        gradient = self._input_space("layer", gradient, call)
+        details = self._union(gradient, gradient, region, call)
+        union_score, region_score = (
+            details.baseline_score + b for b in (details.union_contribution, details.region_contribution)
+        )
+        selected = formulas.contribution(union_score, region_score) > 0
+        union_share = selected.to(region.dtype)
+        details = details._replace(selected=selected, fusion_weights=torch.stack([union_share, 1 - union_share], 1))
+        shape = (-1, *[1] * (region.dim() - 1))
+        result = torch.where(selected.reshape(shape), details.union_map, region)
+        if self.weighting == "official":
+            winner = torch.where(selected, details.union_contribution, details.region_contribution)
+            result = formulas.normalize(winner.reshape(shape) * result)
+        return self._to_output(result, call), details
+
+
+def _component(name: str, given: Attribution | None, default: type[LayerAttribution], fusion: CAM) -> Attribution:
+    if given is None:
+        return default(fusion.forward_func, fusion.layer, fusion.device_ids)
+    if isinstance(given, type) or not callable(getattr(given, "attribute", None)):
+        raise TypeError(f"{name} must be an object with an attribute method, such as captum's, not {given!r:.80}")
+    return given
+
+
+def _inner(component: Attribution) -> Attribution:
+    """What a NoiseTunnel, or a tunnel in a tunnel, is wrapped around."""
+    while isinstance(component, NoiseTunnel):
+        component = component.attribution_method
+    return component
+
+
+def _accepted_arguments(component: Attribution) -> set[str]:
+    return set(inspect.signature(_inner(component).attribute).parameters)

@@ -1,0 +1,418 @@
+"""Every class behaves as captum's layer attributions do, and better where captum's own depart from it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import Attribution, LayerAttribution, NoiseTunnel
+from captum.metrics import infidelity, sensitivity_max
+from torch import Tensor, nn
+
+from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM
+from captum_fusion.metrics import explanation_func, to_input_shape
+from tests.networks import (
+    Counter,
+    Net,
+    Score,
+    ThreeDimensional,
+    TupleLayer,
+    TwoInputs,
+    WithBatchNorm,
+    hooks_on,
+    images,
+    make,
+)
+
+CLASSES = [LayerFusionCAM, LayerUnionCAM, LayerScoreCAM]
+
+
+@pytest.fixture(params=CLASSES, ids=lambda cls: cls.__name__)
+def cls(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return images(3, 3, 8, 8)
+
+
+def same(a: Any, b: Any, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def one_by_one(method: Any, x: Tensor, targets: list[Any], **kwargs: Any) -> Tensor:
+    return torch.cat([method.attribute(x[i : i + 1], targets[i], **kwargs) for i in range(len(targets))])
+
+
+# ---------------------------------------------------------------------------------------------------------------- form
+
+
+def test_signature_is_captums(cls: Any) -> None:
+    assert issubclass(cls, LayerAttribution)
+    assert issubclass(cls, Attribution)
+    assert list(inspect.signature(cls.__init__).parameters)[:4] == ["self", "forward_func", "layer", "device_ids"]
+    parameters = inspect.signature(cls.attribute).parameters
+    order = ["self", "inputs", "target", "additional_forward_args", "attribute_to_layer_input"]
+    assert list(parameters)[:5] == order
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in list(parameters.values())[5:])
+    assert hasattr(cls.attribute, "__wrapped__"), "captum reaches through log_usage"
+
+
+def test_every_argument_is_documented(cls: Any) -> None:
+    for function in (cls.__init__, cls.attribute):
+        text = inspect.getdoc(function) or ""
+        assert "{" not in text.split("Examples::")[0], "a placeholder was not filled in"
+        for name in list(inspect.signature(function).parameters)[1:]:
+            assert f"\n    {name} (" in text, name
+    for section in ("Args:", "Returns:", "Raises:", "Examples::"):
+        assert section in (inspect.getdoc(cls.attribute) or "")
+
+
+def test_name_and_properties(cls: Any) -> None:
+    method = cls(make(), nn.ReLU())
+    assert method.get_name() == cls.__name__
+    assert method.multiplies_by_inputs is True
+    assert method.has_convergence_delta() is False
+
+
+# -------------------------------------------------------------------------------------------------------------- result
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_shape_range_and_detachment(cls: Any, dims: int) -> None:
+    model, size = make(dims=dims), (8, 6, 10)[:dims]
+    result = cls(model, model.relu2).attribute(images(2, 3, *size), 1)
+    assert result.shape == (2, 1, *((4, 3, 5)[:dims] if cls is LayerScoreCAM else size))
+    assert result.isfinite().all()
+    assert (result >= 0).all()
+    assert not result.requires_grad
+    assert result.is_contiguous()
+    if cls is not LayerScoreCAM:
+        same(result.amax(tuple(range(1, result.dim()))), torch.ones(2))
+
+
+def test_batch_equals_one_by_one(cls: Any, x: Tensor) -> None:
+    model, targets = make(), [0, 3, 1]
+    method = cls(model, model.conv2)
+    alone = one_by_one(method, x, targets)
+    assert not torch.allclose(alone, one_by_one(method, x, [1, 0, 3]), atol=1e-3), "targets matter"
+    for chunk in (None, 1, 2, 7, 1000):
+        same(method.attribute(x, targets, perturbations_per_eval=chunk), alone)
+        same(method.attribute(x, torch.tensor(targets), perturbations_per_eval=chunk), alone)
+
+
+@pytest.mark.parametrize("target", [2, torch.tensor(2), torch.tensor([2])], ids=repr)
+def test_one_target_for_all(cls: Any, x: Tensor, target: Any) -> None:
+    model = make()
+    method = cls(model, model.conv2)
+    same(method.attribute(x, target), one_by_one(method, x, [2, 2, 2]))
+
+
+def test_targets_of_outputs_with_three_dimensions(cls: Any, x: Tensor) -> None:
+    model = make(ThreeDimensional)
+    method, targets = cls(model, model.conv2), [(0, 2), (1, 4), (2, 0)]
+    same(method.attribute(x, targets), one_by_one(method, x, targets))
+    same(method.attribute(x, (1, 2)), one_by_one(method, x, [(1, 2)] * 3))
+
+
+def test_no_target_where_the_output_is_a_score(cls: Any, x: Tensor) -> None:
+    model, twin = make(Score), make()
+    options = {} if cls is LayerScoreCAM else {"score_fn": "identity"}
+    same(cls(model, model.conv2, **options).attribute(x), cls(twin, twin.conv2, **options).attribute(x, 0))
+    assert cls(model, model.conv2).attribute(x).isfinite().all(), "a score needs no softmax"
+
+
+@pytest.mark.parametrize("target", [None, (0, 1, 2), torch.tensor([1, 2]), [0, 1], "cat", 1.5], ids=repr)
+def test_wrong_target_is_an_assertion(cls: Any, x: Tensor, target: Any) -> None:
+    model = make()
+    with pytest.raises(AssertionError):
+        cls(model, model.conv2).attribute(x, target)
+    assert hooks_on(model) == 0
+
+
+@pytest.mark.parametrize("target", [5, [0, 1, 7]], ids=repr)
+def test_target_out_of_range_is_torchs_error(cls: Any, x: Tensor, target: Any) -> None:
+    model = make()
+    with pytest.raises((IndexError, RuntimeError), match="out of (bounds|range)"):
+        cls(model, model.conv2).attribute(x, target)
+
+
+def test_additional_arguments_follow_their_examples(cls: Any, x: Tensor) -> None:
+    model, scale = make(), torch.tensor([[1.0], [2.0], [3.0]])
+    method = cls(model, model.conv2)
+    alone = [method.attribute(x[i : i + 1], i, (scale[i : i + 1], 2)) for i in range(3)]
+    same(method.attribute(x, [0, 1, 2], (scale, 2)), torch.cat(alone))
+    shared = torch.tensor([0.5, 1.0, 2.0, 1.0, 1.0])  # five outputs: its first dimension does not count examples
+    same(method.attribute(x, 1, shared), one_by_one(method, x, [1] * 3, additional_forward_args=shared))
+
+
+def test_several_inputs(cls: Any, x: Tensor) -> None:
+    model, other, features = make(TwoInputs), images(3, 3, 12, 12, seed=5), images(3, 5, seed=6)
+    method = cls(model, model.conv2)
+    result = method.attribute((x, other, features), [0, 1, 2])
+    assert result.shape[2:] == ((4, 4) if cls is LayerScoreCAM else (8, 8)), "the first masked input's size"
+    alone = [method.attribute((x[[i]], other[[i]], features[[i]]), i) for i in range(3)]
+    same(result, torch.cat(alone))
+    only = method.attribute((x, other, features), 1, mask_inputs=[1])
+    assert only.shape[2:] == ((4, 4) if cls is LayerScoreCAM else (12, 12))
+
+
+def test_masks_reach_every_masked_input(cls: Any) -> None:
+    model, seen = make(), []
+
+    def sum_of(a: Tensor, b: Tensor) -> Tensor:
+        seen.append((a.detach().clone(), b.detach().clone()))
+        return model(a + b)
+
+    a, b = torch.ones(1, 3, 8, 8), images(1, 3, 8, 8).abs() + 1
+    cls(sum_of, model.conv2).attribute((a, b), 1)
+    assert len(seen) > 2
+    for masked_a, masked_b in seen[1:]:
+        same(masked_a * b, masked_b)
+    seen.clear()
+    cls(sum_of, model.conv2).attribute((a, b), 1, mask_inputs=[1])
+    assert all((masked_a == 1).all() for masked_a, _ in seen)
+
+
+def test_tuple_layer(cls: Any, x: Tensor) -> None:
+    model = make(TupleLayer)
+    result = cls(model, model.branches).attribute(x, 1)
+    assert isinstance(result, tuple)
+    each = [cls(model, layer).attribute(x, 1) for layer in (model.branches.a, model.branches.b)]
+    same(result, tuple(each))
+
+
+def test_list_of_layers(cls: Any, x: Tensor) -> None:
+    model = make()
+    result = cls(model, [model.conv1, model.relu2]).attribute(x, 1)
+    assert isinstance(result, list)
+    same(result, [cls(model, layer).attribute(x, 1) for layer in (model.conv1, model.relu2)])
+
+
+def test_layer_input_is_the_output_before(cls: Any, x: Tensor) -> None:
+    model = make()
+    result = cls(model, model.relu2).attribute(x, 1, attribute_to_layer_input=True)
+    same(result, cls(model, model.conv2).attribute(x, 1))
+
+
+@pytest.mark.parametrize("layer", ["conv1", "relu1", "conv2", "relu2"])
+def test_in_place_relu_changes_nothing(cls: Any, x: Tensor, layer: str) -> None:
+    plain, inplace = make(), make(inplace=True)
+    same(cls(plain, getattr(plain, layer)).attribute(x, 1), cls(inplace, getattr(inplace, layer)).attribute(x, 1))
+
+
+# -------------------------------------------------------------------------------------------------------- side effects
+
+
+def test_leaves_everything_as_it_was(cls: Any, x: Tensor) -> None:
+    model = make(WithBatchNorm)
+    model.conv.weight.requires_grad_(False)
+    model.head.weight.grad = torch.full_like(model.head.weight, 7.0)
+    users = model.conv.register_forward_hook(lambda *args: None)
+    before, flags = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    given = x.clone().requires_grad_()
+    version, state = given._version, torch.get_rng_state()
+    method = cls(model, model.norm)
+    attributes = dict(vars(method))
+    method.attribute(given, 1)
+    assert vars(method) == attributes, "no state on the object"
+    assert hooks_on(model) == 1
+    users.remove()
+    assert flags == [p.requires_grad for p in model.parameters()]
+    assert all(p.grad is None for name, p in model.named_parameters() if name != "head.weight")
+    assert (model.head.weight.grad == 7).all()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert given.grad is None
+    assert given.requires_grad
+    assert given._version == version
+    assert torch.equal(given, x)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_leaves_nothing_behind_when_the_network_fails(cls: Any, x: Tensor, call: int) -> None:
+    model = make()
+    failing = Counter(model, fail_at=call)
+    with pytest.raises(RuntimeError, match="the network failed"):
+        cls(failing, model.conv2).attribute(x, 1)
+    assert hooks_on(model) == 0
+    assert torch.is_grad_enabled()
+
+
+def test_train_mode_is_kept_and_warned_about_once(cls: Any, x: Tensor) -> None:
+    model = make(WithBatchNorm).train()
+    model.norm.eval()
+    modes = [module.training for module in model.modules()]
+    with pytest.warns(UserWarning, match=r"train mode.*model\.eval\(\)") as warned:
+        result = cls(model, model.norm).attribute(x, 1)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__, "the warning points at the caller"
+    assert result.isfinite().all()
+    assert modes == [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_grad_modes_of_the_caller(cls: Any, x: Tensor, context: Any) -> None:
+    model = make()
+    expected = cls(model, model.conv2).attribute(x, 1)
+    with context():
+        given = x.clone()
+        enabled = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        result = cls(model, model.conv2).attribute(given, 1)
+        assert enabled == (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    same(result, expected)
+
+
+def test_masked_rows_do_not_spoil_tensors_that_the_model_caches(cls: Any, x: Tensor) -> None:
+    class Caches(Net):
+        cached: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.cached = self.conv1.weight * 1 if self.cached is None else self.cached
+            return super().forward(x) + self.cached.sum()
+
+    model = make(Caches)
+    with torch.inference_mode():
+        cls(model, model.conv2).attribute(x, 1)
+    model(x).sum().backward()
+    assert model.conv2.weight.grad is not None
+
+
+def test_frozen_parameters(cls: Any, x: Tensor) -> None:
+    model = make()
+    expected = cls(model, model.conv2).attribute(x, 1)
+    frozen = make().requires_grad_(False)
+    same(cls(frozen, frozen.conv2).attribute(x, 1), expected)
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+# ---------------------------------------------------------------------------------------------- placement, dtype, form
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtype_is_kept(cls: Any, x: Tensor, dtype: torch.dtype) -> None:
+    model = make().to(dtype)
+    result = cls(model, model.conv2).attribute(x.to(dtype), [0, 1, 2])
+    assert result.dtype is dtype
+    assert result.isfinite().all()
+    plain = make()
+    expected = cls(plain, plain.conv2).attribute(x, [0, 1, 2])
+    similar = nn.functional.cosine_similarity(result.float().flatten(1), expected.flatten(1))
+    assert (similar > 0.95).all()
+
+
+def test_autocast_is_respected(cls: Any, x: Tensor) -> None:
+    model, seen = make(), set()
+    model.conv2.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        result = cls(model, model.conv2).attribute(x, 1)
+    assert seen == {torch.bfloat16}
+    assert result.isfinite().all()
+    assert result.dtype is (torch.bfloat16 if cls is LayerScoreCAM else torch.float32)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
+def test_memory_layouts_of_the_input(cls: Any, x: Tensor, layout: str) -> None:
+    model = make()
+    given = {
+        "channels_last": x.to(memory_format=torch.channels_last),
+        "strided": torch.stack([x, x], -1)[..., 0],
+        "expanded": x[:1].expand(3, -1, -1, -1),
+    }[layout]
+    result = cls(model, model.conv2).attribute(given, 1)
+    assert result.is_contiguous()
+    same(result, cls(model, model.conv2).attribute(given.contiguous(), 1))
+
+
+def test_makes_no_tensor_on_the_default_device(cls: Any, x: Tensor) -> None:
+    model = make()
+    expected = cls(model, model.conv2).attribute(x, [0, 1, 2])
+    with torch.device("meta"):
+        result = cls(model, model.conv2).attribute(x, [0, 1, 2])
+    same(result, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_and_data_parallel(cls: Any, x: Tensor) -> None:
+    model = make()
+    expected = cls(model, model.conv2).attribute(x, [0, 1, 2])
+    gpu = make().cuda()
+    for wrapped in (gpu, nn.DataParallel(gpu)):
+        result = cls(wrapped, gpu.conv2).attribute(x.cuda(), [0, 1, 2])
+        assert result.is_cuda
+        same(result.cpu(), expected, tolerance=1e-3)
+
+
+def test_data_parallel_on_the_cpu(cls: Any, x: Tensor) -> None:
+    model = make()
+    same(cls(nn.DataParallel(model), model.conv2).attribute(x, 1), cls(model, model.conv2).attribute(x, 1))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it while tracing
+def test_compiled_model(cls: Any, x: Tensor) -> None:
+    model = make()
+    compiled = torch.compile(model, backend="eager")
+    same(cls(compiled, model.conv2).attribute(x, 1), cls(model, model.conv2).attribute(x, 1))
+    torch._dynamo.reset()
+
+
+def test_pickle_and_deepcopy(cls: Any, x: Tensor) -> None:
+    model = make()
+    method = cls(model, model.conv2)
+    expected = method.attribute(x, 1)
+    for twin in (pickle.loads(pickle.dumps(method)), copy.deepcopy(method)):
+        assert twin.layer is twin.forward_func.conv2
+        same(twin.attribute(x, 1), expected)
+
+
+# ------------------------------------------------------------------------------------------- with the rest of captum
+
+
+def test_noise_tunnel_without_noise_is_the_plain_map(cls: Any, x: Tensor) -> None:
+    model = make()
+    method = cls(model, model.conv2)
+    result = NoiseTunnel(method).attribute(
+        x, nt_type="smoothgrad", nt_samples=5, nt_samples_batch_size=2, stdevs=0.0, target=[0, 1, 2], baselines=0.5
+    )
+    same(result, method.attribute(x, [0, 1, 2], baselines=0.5), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["smoothgrad", "smoothgrad_sq", "vargrad"])
+def test_noise_tunnel(cls: Any, x: Tensor, kind: str) -> None:
+    model = make()
+    result = NoiseTunnel(cls(model, model.conv2)).attribute(x, nt_type=kind, nt_samples=3, stdevs=0.1, target=1)
+    assert result.shape[:2] == (3, 1)
+    assert result.isfinite().all()
+
+
+def test_sensitivity_max(cls: Any, x: Tensor) -> None:
+    model = make()
+    explain = explanation_func(cls(model, model.conv2))
+    scores = sensitivity_max(explain, x, target=torch.tensor([0, 1, 2]), n_perturb_samples=2)
+    assert scores.shape == (3,)
+    assert (scores > 0).all()
+
+
+def test_infidelity(cls: Any, x: Tensor) -> None:
+    model = make()
+    attributions = to_input_shape(cls(model, model.conv2).attribute(x, 1), x)
+    scores = infidelity(model, lambda t: (torch.full_like(t, 0.01), t - 0.01), x, attributions, target=1)
+    assert scores.shape == (3,)
+    assert scores.isfinite().all()
+
+
+def test_progress_bar_counts_the_masked_rows(cls: Any, x: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make()
+    method = cls(model, model.conv2)
+    expected = method.attribute(x, 1)
+    assert capsys.readouterr().err == ""
+    same(method.attribute(x, 1, show_progress=True), expected)
+    shown = capsys.readouterr().err
+    assert f"{cls.__name__} attribution" in shown
+    rows = 24 if cls is LayerScoreCAM else 36  # eight channels, and baseline, two maps and the union
+    assert f"{rows}/{rows}" in shown
