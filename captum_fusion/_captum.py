@@ -18,7 +18,6 @@ import torch
 from captum._utils.common import (
     _format_additional_forward_args,
     _format_output,
-    _format_tensor_into_tuples,
     _run_forward,
     _select_targets,
 )
@@ -117,8 +116,8 @@ class Call:
         perturbations_per_eval: int | None = None,
         bar: Any = None,
     ) -> None:
-        given = _format_tensor_into_tuples(inputs)
-        if not isinstance(given, tuple) or not given or not all(isinstance(x, Tensor) and x.dim() > 0 for x in given):
+        given = inputs if isinstance(inputs, tuple) else (inputs,)
+        if not given or not all(isinstance(x, Tensor) and x.dim() > 0 for x in given):
             raise TypeError(f"inputs must be a tensor or a tuple of tensors with a batch dimension, not {inputs!r:.80}")
         self.forward_func = forward_func
         with _grad_mode(torch.is_grad_enabled()):

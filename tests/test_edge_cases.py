@@ -1,0 +1,322 @@
+"""What no user should have to think about: odd inputs give a documented result, bad ones a clear error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import GuidedGradCam, IntegratedGradients, LayerActivation, LayerGradCam, NoiseTunnel, Occlusion
+from torch import Tensor, nn
+
+from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM
+from tests.networks import Counter, DictLayer, FlatHead, Net, Views, hooks_on, images, make
+from tests.test_contract import same
+
+CLASSES = [LayerFusionCAM, LayerUnionCAM, LayerScoreCAM]
+
+
+@pytest.fixture(params=CLASSES, ids=lambda cls: cls.__name__)
+def cls(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+# -------------------------------------------------------------------------------------------------- documented results
+
+
+def test_constant_input(cls: Any) -> None:
+    model = make()
+    result = cls(model, model.relu2).attribute(torch.full((2, 3, 8, 8), 0.5), [0, 1])
+    assert result.isfinite().all()
+
+
+def test_zero_input_equals_its_baseline(cls: Any) -> None:
+    model = make()
+    assert cls(model, model.relu2).attribute(torch.zeros(2, 3, 8, 8), 1).isfinite().all()
+    if cls is LayerFusionCAM:
+        _, details = cls(model, model.relu2).attribute(torch.zeros(2, 3, 8, 8), 1, return_details=True)
+        assert (details.gradient_contribution == 0).all()
+        assert (details.union_weights == 0.5).all(), "equal where both contributions vanish"
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_dead_layer_gives_zeros(cls: Any, value: float) -> None:
+    class Dead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+            nn.init.zeros_(self.conv.weight)
+            nn.init.constant_(self.conv.bias, value)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).mean((2, 3)))
+
+    model = make(Dead)
+    counted = Counter(model)
+    result = cls(counted, model.conv).attribute(images(2, 3, 8, 8), [0, 1])
+    assert (result == 0).all()
+    assert counted.rows <= 2 * 5, "dead channels cost no row"
+
+
+def test_one_dead_example_among_live_ones(cls: Any) -> None:
+    model, x = make(), images(3, 3, 8, 8)
+    with torch.no_grad():
+        model.conv2.bias.zero_()
+        model.conv1.bias.zero_()
+    x[1] = 0
+    result = cls(model, model.relu2).attribute(x, [0, 1, 2])
+    assert (result[1] == 0).all()
+    same(result[[0, 2]], cls(model, model.relu2).attribute(x[[0, 2]], [0, 2]))
+
+
+class NegativeContributions(Net):
+    """Any visible part of a positive input lowers the score of class 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.relu1(self.conv1(x))
+        total = x.mean((1, 2, 3)) * 5 + features.mean((1, 2, 3)) * 1e-3
+        return torch.stack([-total, total], 1)
+
+
+def test_negative_contributions_of_both_components() -> None:
+    model, x = make(NegativeContributions), images(2, 3, 8, 8).abs()
+    for cls in (LayerFusionCAM, LayerUnionCAM):
+        result, details = cls(model, model.relu1).attribute(x, 0, return_details=True)
+        assert result.isfinite().all()
+        assert (result >= 0).all()
+        assert (details.region_contribution < 0).all()
+        assert (details.gradient_contribution <= 0).all()
+        assert (details.union_weights == 0.5).all()
+    for weighting in ("raw", "official"):
+        result = LayerFusionCAM(model, model.relu1, weighting=weighting).attribute(x, 0)
+        assert result.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 9, 14), (2, 3, 5, 31)])
+def test_images_that_are_not_square(cls: Any, shape: tuple[int, ...]) -> None:
+    model = make()
+    result = cls(model, model.relu2).attribute(images(*shape), [0, 1])
+    expected = ((shape[2] + 1) // 2, (shape[3] + 1) // 2) if cls is LayerScoreCAM else shape[2:]
+    assert result.shape[2:] == expected
+
+
+def test_images_of_one_channel(cls: Any) -> None:
+    model = make(channels=1)
+    assert cls(model, model.relu2).attribute(images(2, 1, 8, 8), [0, 1]).isfinite().all()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_model_that_cannot_take_channels_last(cls: Any, dims: int) -> None:
+    class Channels(Views):
+        def forward(self, x: Tensor) -> Tensor:
+            x.view(-1)
+            return super().forward(x)
+
+    model, plain = make(Channels, dims=dims), make(dims=dims)
+    x = images(2, 3, *(8,) * dims)
+    with pytest.raises(RuntimeError, match="view"):
+        model(x.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d))
+    same(cls(model, model.relu2).attribute(x, [0, 1]), cls(plain, plain.relu2).attribute(x, [0, 1]))
+
+
+def test_saturated_scores_are_no_contribution() -> None:
+    class Saturated(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 1e-9 + torch.tensor([300.0, 0.0, 0.0, 0.0, 0.0])
+
+    model = make(Saturated)
+    _, details = LayerFusionCAM(model, model.relu2).attribute(images(3, 3, 8, 8), [0, 1, 2], return_details=True)
+    assert (details.union_weights == 0.5).all()
+    assert (details.fusion_weights == 0.5).all()
+
+
+def test_create_graph_keeps_the_result_in_the_graph() -> None:
+    model, x = make(FlatHead), images(1, 3, 8, 8)
+    fusion = LayerFusionCAM(model, model.relu2)
+    result = fusion.attribute(x, 1, grad_kwargs={"create_graph": True})
+    assert result.requires_grad
+    result.sum().backward()
+    assert model.head.weight.grad is not None
+    same(result.detach(), fusion.attribute(x, 1))
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_softmax_over_a_single_column() -> None:
+    model, x = make(outputs=1), images(2, 3, 8, 8)
+    for build in (LayerFusionCAM, LayerUnionCAM, lambda *args: LayerScoreCAM(*args, weighting="increase")):
+        with pytest.raises(ValueError, match=r"score_fn=\"softmax\".*score_fn=\"sigmoid\""):
+            build(model, model.relu2).attribute(x, 0)
+    assert hooks_on(model) == 0
+    assert LayerFusionCAM(model, model.relu2, score_fn="sigmoid").attribute(x, 0).amax() == 1
+    assert LayerScoreCAM(model, model.relu2).attribute(x, 0).isfinite().all(), "softmax weights use the raw output"
+
+
+def test_a_layer_that_the_forward_pass_does_not_use(cls: Any) -> None:
+    model = make()
+    with pytest.raises(ValueError, match="layer: the forward pass does not use Conv2d"):
+        cls(model, nn.Conv2d(3, 4, 3)).attribute(images(1, 3, 8, 8), 0)
+    with pytest.raises(ValueError, match="layer: the forward pass does not use Conv2d"):
+        cls(model, [model.conv1, nn.Conv2d(3, 4, 3)]).attribute(images(1, 3, 8, 8), 0)
+    assert hooks_on(model) == 0
+
+
+def test_a_layer_that_the_target_does_not_depend_on() -> None:
+    class Aside(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            self.conv1(x)
+            return x.mean((2, 3))
+
+    model = make(Aside)
+    for cls in (LayerFusionCAM, LayerUnionCAM):
+        with pytest.raises(ValueError, match="layer"):
+            cls(model, model.conv1).attribute(images(1, 3, 8, 8).requires_grad_(), 0)
+
+
+def test_a_layer_without_spatial_dimensions(cls: Any) -> None:
+    model = make()
+    with pytest.raises(ValueError, match=r"layer: the output .* spatial"):
+        cls(model, model.head).attribute(images(1, 3, 8, 8), 0)
+    assert hooks_on(model) == 0
+
+
+def test_no_input_with_the_layers_dimensions(cls: Any) -> None:
+    model = make()
+    with pytest.raises(ValueError, match="inputs: none has the layer's 2 spatial dimensions"):
+        cls(lambda x: model(x.reshape(-1, 3, 8, 8)), model.conv2).attribute(images(1, 192), 0)
+
+
+def test_a_layer_that_returns_a_dict(cls: Any) -> None:
+    model = make(DictLayer)
+    with pytest.raises(TypeError, match="layer: Branches must return a tensor"):
+        cls(model, model.branches).attribute(images(1, 3, 8, 8), 0)
+    assert hooks_on(model) == 0
+
+
+def test_a_forward_func_that_does_not_return_a_tensor(cls: Any) -> None:
+    model = make()
+    with pytest.raises(TypeError, match="forward_func must return a tensor, not dict"):
+        cls(lambda x: {"out": model(x)}, model.conv2).attribute(images(1, 3, 8, 8), 0)
+
+
+def test_a_forward_func_that_loses_rows(cls: Any) -> None:
+    model = make()
+    with pytest.raises(AssertionError, match="one row for each"):
+        cls(lambda x: model(x)[:1], model.conv2).attribute(images(2, 3, 8, 8), 0)
+
+
+BAD_ARGUMENTS = {
+    "baselines": [(0, 0), torch.zeros(4, 3, 8, 8), torch.zeros(1, 3, 9, 9)],
+    "mask_inputs": [[1], [-1], ["x"], []],
+    "perturbations_per_eval": [0, -1, 2.0, True],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(k, v) for k, values in BAD_ARGUMENTS.items() for v in values], ids=repr)
+def test_bad_arguments_of_attribute(cls: Any, name: str, value: Any) -> None:
+    model = make()
+    with pytest.raises(ValueError, match=name):
+        cls(model, model.relu2).attribute(images(2, 3, 8, 8), 1, **{name: value})
+    assert hooks_on(model) == 0
+
+
+def test_bad_types(cls: Any) -> None:
+    model = make()
+    for args, message in (((3, model.relu2), "forward_func"), ((model, "relu2"), "layer"), ((model, []), "layer")):
+        with pytest.raises(TypeError, match=message):
+            cls(*args)
+    with pytest.raises(TypeError, match="inputs"):
+        cls(model, model.relu2).attribute([[1.0]], 1)
+    with pytest.raises(TypeError, match="baselines"):
+        cls(model, model.relu2).attribute(images(2, 3, 8, 8), 1, baselines="black")
+    with pytest.raises(TypeError, match="score_fn"):
+        cls(model, model.relu2, score_fn=3)
+
+
+def test_bad_options() -> None:
+    model = make()
+    for cls in (LayerFusionCAM, LayerUnionCAM):
+        for theta in (-1, 101, "ten", True, float("nan")):
+            with pytest.raises(ValueError, match="theta"):
+                cls(model, model.relu2, theta=theta)
+        with pytest.raises(ValueError, match="weighting must be one of 'normalized', 'raw', 'official'"):
+            cls(model, model.relu2, weighting="softmax")
+        with pytest.raises(ValueError, match="score_fn"):
+            cls(model, model.relu2, score_fn="logit")
+        for component in (LayerGradCam, "gradcam", object()):
+            with pytest.raises(TypeError, match="region_method"):
+                cls(model, model.relu2, region_method=component)
+    with pytest.raises(ValueError, match="alpha must be one of 'sum', 'count'"):
+        LayerUnionCAM(model, model.relu2, alpha="mean")
+    with pytest.raises(ValueError, match="weighting must be one of 'softmax', 'increase'"):
+        LayerScoreCAM(model, model.relu2, weighting="normalized")
+
+
+# ---------------------------------------------------------------------------------------------------------- components
+
+
+COMPONENTS = {
+    "Occlusion": lambda m: (Occlusion(m), {"sliding_window_shapes": (3, 4, 4), "strides": (3, 2, 2)}),
+    "IntegratedGradients": lambda m: (IntegratedGradients(m), {"n_steps": 4}),
+    "GuidedGradCam": lambda m: (GuidedGradCam(m, m.relu2), {}),
+    "LayerActivation": lambda m: (LayerActivation(m, m.relu2), {}),
+    "LayerGradCam elsewhere": lambda m: (LayerGradCam(m, m.relu1), {}),
+    "LayerGradCam with options": lambda m: (LayerGradCam(m, m.relu2), {"attr_dim_summation": False}),
+    "NoiseTunnel": lambda m: (
+        NoiseTunnel(LayerGradCam(m, m.relu2)),
+        {"nt_type": "smoothgrad", "nt_samples": 2, "stdevs": 0.0},
+    ),
+    "LayerScoreCAM": lambda m: (LayerScoreCAM(m, m.relu2, weighting="increase"), {"perturbations_per_eval": 3}),
+    "LayerUnionCAM": lambda m: (LayerUnionCAM(m, m.relu2), {}),
+    "LayerFusionCAM": lambda m: (LayerFusionCAM(m, m.relu2), {}),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Setting (forward, )?backward hooks", "ignore:Input Tensor 0 did not already require"
+)
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_any_attribution_can_be_a_component(name: str) -> None:
+    model, x, targets = make(), images(2, 3, 8, 8), [1, 3]
+    component, kwargs = COMPONENTS[name](model)
+    given = {} if isinstance(component, LayerActivation) else {"target": targets}
+    raw = component.attribute(x, **given, **kwargs).detach().sum(1, keepdim=True).relu()
+    if raw.shape[2:] != x.shape[2:]:
+        raw = nn.functional.interpolate(raw, x.shape[2:], mode="bilinear", align_corners=False)
+    low, high = raw.amin((1, 2, 3), keepdim=True), raw.amax((1, 2, 3), keepdim=True)
+    expected = ((raw - low) / (high - low)).nan_to_num(0.0)
+    assert expected[0].amax() == 1
+    fusion = LayerFusionCAM(model, model.relu2, None, component, theta=0)
+    _, details = fusion.attribute(x, targets, gradient_kwargs=kwargs, return_details=True)
+    same(details.gradient_map, expected)
+    for cls in (LayerFusionCAM, LayerUnionCAM):
+        union = cls(model, model.relu2, region_method=component)
+        _, details = union.attribute(x, targets, region_kwargs=kwargs, return_details=True)
+        same(details.region_map, expected)
+
+
+def test_a_component_that_fits_nothing() -> None:
+    class Wrong:
+        def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
+            return inputs.sum((1, 2, 3))
+
+    model = make()
+    with pytest.raises(ValueError, match=r"gradient_method must attribute a map of shape \(2, channels"):
+        LayerFusionCAM(model, model.relu2, None, Wrong()).attribute(images(2, 3, 8, 8), 1)
+
+
+def test_components_of_several_inputs() -> None:
+    model = make()
+
+    def of_two(a: Tensor, b: Tensor) -> Tensor:
+        return model(a + b)
+
+    x = images(2, 3, 8, 8)
+    fusion = LayerFusionCAM(of_two, model.relu2, None, IntegratedGradients(of_two))
+    result, details = fusion.attribute((x, x * 0.1), 1, gradient_kwargs={"n_steps": 4}, return_details=True)
+    assert result.shape == (2, 1, 8, 8)
+    first, second = IntegratedGradients(of_two).attribute((x, x * 0.1), target=1, n_steps=4)
+    assert not torch.allclose(first.sum(1), second.sum(1))
+    peak = first.sum(1).relu().flatten(1).argmax(1)
+    assert torch.equal(details.gradient_map.flatten(1).argmax(1), peak)
