@@ -165,6 +165,12 @@ class Call:
             other._masked = other._baseline_output = None
         return other
 
+    def attribute_with(self, component: Any, differentiates: bool, **kwargs: Any) -> Any:
+        """``component.attribute`` on this call's inputs, of which captum changes no flag: it is given twins of them."""
+        with _grad_mode(torch.is_grad_enabled()):
+            twins = tuple(x.detach().requires_grad_(differentiates and x.is_floating_point()) for x in self.inputs)
+            return component.attribute(twins if len(twins) > 1 else twins[0], **kwargs)
+
     @property
     def examples(self) -> int:
         """The number of examples."""

@@ -71,11 +71,11 @@ def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Linear, bilinear or trilinear interpolation to ``size``, with half-pixel centres (``align_corners=False``).
 
     Args:
-        maps (Tensor): Floating point, of shape (N, C, *spatial) with one to three spatial dimensions.
+        maps (Tensor): Floating point, of shape ``(N, C, *spatial)`` with one to three spatial dimensions.
         size (sequence of int): The wanted spatial size, in pixels.
 
     Returns:
-        Tensor: Of shape (N, C, *size), float32 (float64 if ``maps`` is).
+        Tensor: Of shape ``(N, C, *size)``, float32 (float64 if ``maps`` is).
 
     Examples::
 
@@ -118,7 +118,7 @@ def live_channels(activations: Tensor) -> Tensor:
     """Which channels vary over space. One that does not (all zero after a ReLU, say) can mask nothing.
 
     Args:
-        activations (Tensor): Floating point, of shape (N, K, *spatial).
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
 
     Returns:
         Tensor: bool, of shape (N, K).
@@ -195,11 +195,11 @@ def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     """Grad-CAM [4] before its ReLU: channels weighted by their mean gradient, as captum's ``LayerGradCam`` returns it.
 
     Args:
-        activations (Tensor): Floating point, of shape (N, K, *spatial).
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
         gradients (Tensor): d score / d activations, of the same shape.
 
     Returns:
-        Tensor: Of shape (N, 1, *spatial), signed.
+        Tensor: Of shape ``(N, 1, *spatial)``, signed.
 
     Examples::
 
@@ -214,11 +214,11 @@ def weighted_activations(activations: Tensor, weights: Tensor) -> Tensor:
     """ReLU of the sum over channels of weight times activation: the last line of Score-CAM [3] and its kin.
 
     Args:
-        activations (Tensor): Floating point, of shape (N, K, *spatial).
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
         weights (Tensor): Of shape (N, K).
 
     Returns:
-        Tensor: Of shape (N, 1, *spatial), not negative.
+        Tensor: Of shape ``(N, 1, *spatial)``, not negative.
 
     Examples::
 
@@ -274,7 +274,7 @@ def denoise_gradients(gradients: Tensor, theta: float) -> Tensor:
     """UnionCAM's denoising [2, eq. 1]: in every channel, gradients below its ``theta`` percentile become 0.
 
     Args:
-        gradients (Tensor): Signed, of shape (N, K, *spatial).
+        gradients (Tensor): Signed, of shape ``(N, K, *spatial)``.
         theta (float): In percent, 0 to 100. 0 changes nothing.
 
     Returns:
@@ -299,13 +299,13 @@ def union_gradient_map(activations: Tensor, gradients: Tensor, theta: float = 10
     number, the plain meaning of "average coefficient", and keeps the magnitudes.
 
     Args:
-        activations (Tensor): Floating point, of shape (N, K, *spatial).
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
         gradients (Tensor): d score / d activations, of the same shape.
         theta (float): Percentile of :func:`denoise_gradients`, 0 to 100. Default: 10
         alpha (str): ``"sum"`` or ``"count"``. Default: ``"sum"``
 
     Returns:
-        Tensor: Of shape (N, 1, *spatial). Channels whose positive gradients do not exceed 1e-6 of the example's
+        Tensor: Of shape ``(N, 1, *spatial)``. Channels whose positive gradients do not exceed 1e-6 of the example's
         largest gradient count as without any.
 
     Examples::
@@ -341,7 +341,7 @@ def denoise(maps: Tensor, theta: float) -> Tensor:
     Ties stay. Where more than ``theta`` percent of a map are 0 already, nothing changes.
 
     Args:
-        maps (Tensor): Not negative, of shape (N, 1, *spatial).
+        maps (Tensor): Not negative, of shape ``(N, 1, *spatial)``.
         theta (float): In percent, 0 to 100. 0 changes nothing.
 
     Returns:
@@ -399,7 +399,7 @@ def contribution_weights(first: Tensor, second: Tensor) -> Tensor:
 
 
 def weigh(maps: tuple[Tensor, Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps of shape (N, 1, *spatial), each times its column of ``weights`` of shape (N, 2).
+    """Two maps of shape ``(N, 1, *spatial)``, each times its column of ``weights`` of shape (N, 2).
 
     Examples::
 

@@ -138,7 +138,7 @@ def test_wrong_target_is_an_assertion(cls: Any, x: Tensor, target: Any) -> None:
 @pytest.mark.parametrize("target", [5, [0, 1, 7]], ids=repr)
 def test_target_out_of_range_is_torchs_error(cls: Any, x: Tensor, target: Any) -> None:
     model = make()
-    with pytest.raises((IndexError, RuntimeError), match="out of (bounds|range)"):
+    with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
         cls(model, model.conv2).attribute(x, target)
 
 

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from captum.attr import GuidedGradCam, IntegratedGradients, LayerActivation, LayerGradCam, NoiseTunnel, Occlusion
+from captum.attr import (
+    GuidedGradCam,
+    IntegratedGradients,
+    LayerActivation,
+    LayerGradCam,
+    NoiseTunnel,
+    Occlusion,
+    Saliency,
+)
 from torch import Tensor, nn
 
 from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM
@@ -294,6 +302,17 @@ def test_any_attribution_can_be_a_component(name: str) -> None:
         union = cls(model, model.relu2, region_method=component)
         _, details = union.attribute(x, targets, region_kwargs=kwargs, return_details=True)
         same(details.region_map, expected)
+
+
+def test_components_do_not_touch_the_input() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    broken = Saliency(lambda given: model(given)[:, 7])
+    with pytest.raises(IndexError):
+        LayerFusionCAM(model, model.relu2, None, broken).attribute(x, 1)
+    assert not x.requires_grad
+    with torch.inference_mode():
+        inside = LayerFusionCAM(model, model.relu2, None, Saliency(model)).attribute(x.clone(), 1)
+    same(inside, LayerFusionCAM(model, model.relu2, None, Saliency(model)).attribute(x, 1))
 
 
 def test_a_component_that_fits_nothing() -> None:

@@ -27,7 +27,7 @@ _WEIGHTINGS = ("normalized", "raw", "official")
 
 
 class FusionDetails(NamedTuple):
-    """What a fusion found on its way, example by example. Maps are (N, 1, *input spatial) in [0, 1].
+    """What a fusion found on its way, example by example. Maps are ``(N, 1, *input spatial)`` in [0, 1].
 
     Attributes:
         gradient_map: The gradient component, normalised (for :class:`LayerUnionCAM` the same as ``denoised_map``).
@@ -127,18 +127,20 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
             "additional_forward_args": call.arguments,
             "attribute_to_layer_input": call.attribute_to_layer_input,
         }
-        accepted = _accepted_arguments(component)
-        if not isinstance(_inner(component), LayerAttribution):
-            accepted -= {"attribute_to_layer_input"}
-        inputs = call.inputs if len(call.inputs) > 1 else call.inputs[0]
-        result = component.attribute(inputs, **{**{k: v for k, v in given.items() if k in accepted}, **kwargs})
+        inner = _inner(component)
+        accepted = inspect.signature(inner.attribute).parameters
+        result = call.attribute_with(
+            component,
+            isinstance(inner, GradientAttribution),
+            **{**{name: value for name, value in given.items() if name in accepted}, **kwargs},
+        )
         per_layer = result if isinstance(result, list) else [result] * len(evaluations)
         if len(per_layer) != len(evaluations):
             raise ValueError(f"{name} gives {len(per_layer)} maps for {len(evaluations)} layers")
         maps = []
         for tensors, evaluation in zip(per_layer, evaluations, strict=True):
             count = len(evaluation.activations)
-            if isinstance(tensors, tuple) and not isinstance(_inner(component), LayerAttribution):
+            if isinstance(tensors, tuple) and not isinstance(inner, LayerAttribution):
                 tensors = tensors[call.first_masked]
             tensors = tensors if isinstance(tensors, tuple) else (tensors,) * count
             if len(tensors) != count:
@@ -333,7 +335,7 @@ class LayerFusionCAM(_Fusion):
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, with **details** if asked for:
-            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape (N, 1, *spatial of the input*), in [0, 1],
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape ``(N, 1, *input spatial)``, in [0, 1],
                 in the dtype of the input, detached (unless ``grad_kwargs`` asks to create a graph). Zeros where
                 nothing supports the target. A tuple if the layer returns several tensors; a list of such results for
                 a list of layers.
@@ -502,7 +504,7 @@ class LayerUnionCAM(_Fusion):
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**, with **details** if asked for:
-            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape (N, 1, *spatial of the input*), in [0, 1],
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape ``(N, 1, *input spatial)``, in [0, 1],
                 in the dtype of the input, detached (unless ``grad_kwargs`` asks to create a graph). A tuple if the
                 layer returns several tensors; a list of such results for a list of layers.
             - **details** (:class:`FusionDetails` or a tuple of them): With ``return_details=True``.
@@ -579,7 +581,3 @@ def _inner(component: Attribution) -> Attribution:
     while isinstance(component, NoiseTunnel):
         component = component.attribution_method
     return component
-
-
-def _accepted_arguments(component: Attribution) -> set[str]:
-    return set(inspect.signature(_inner(component).attribute).parameters)

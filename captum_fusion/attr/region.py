@@ -86,7 +86,7 @@ class LayerScoreCAM(CAM, PerturbationAttribution):
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**:
-            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape (N, 1, *spatial of the layer), not
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape ``(N, 1, *spatial of the layer)``, not
                 negative, in the dtype of the layer's output, detached. Zeros where no channel is live. A tuple if the
                 layer returns several tensors; a list of such results for a list of layers.
 

@@ -1,0 +1,92 @@
+"""Layer attributions for ``captum.metrics``, which expects them to look like the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from captum.attr import Attribution
+from torch import Tensor
+
+from captum_fusion.functional import upsample
+
+Tensors = Tensor | tuple[Tensor, ...]
+
+
+def to_input_shape(attributions: Tensor, inputs: Tensors) -> Any:
+    """Upsample a map and repeat it over the channels, so that it has the shape that ``infidelity`` demands.
+
+    Args:
+        attributions (Tensor): Of shape ``(N, 1, *spatial)`` or ``(N, C, *spatial)``; channels are summed.
+        inputs (Tensor or tuple[Tensor, ...]): What was explained.
+
+    Returns:
+        Tensor or tuple[Tensor, ...]: A contiguous tensor of the shape and dtype of each input; zeros for inputs with
+        another number of dimensions than the map.
+
+    Raises:
+        ValueError: If the map fits none of the inputs.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum.attr import LayerGradCam
+        >>> from captum.metrics import infidelity
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> attributions = to_input_shape(LayerGradCam(net, net[0]).attribute(images, 1), images)
+        >>> perturb = lambda inputs: (torch.full_like(inputs, 0.01), inputs - 0.01)
+        >>> infidelity(net, perturb, images, attributions, target=1).shape
+        torch.Size([2])
+    """
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    fits = [x.dim() == attributions.dim() and x.shape[0] == attributions.shape[0] for x in given]
+    if not any(fits):
+        raise ValueError(
+            f"attributions of shape {tuple(attributions.shape)} fit no input of shapes "
+            f"{[tuple(x.shape) for x in given]}"
+        )
+    summed = attributions.detach().sum(1, keepdim=True)
+    shaped = tuple(
+        upsample(summed, x.shape[2:]).to(x.dtype).expand_as(x).contiguous() if fit else x.new_zeros(x.shape)
+        for x, fit in zip(given, fits, strict=True)
+    )
+    return shaped if isinstance(inputs, tuple) else shaped[0]
+
+
+def explanation_func(method: Attribution, *, input_shape: bool = False, **fixed: Any) -> Callable[..., Any]:
+    """A method as the ``explanation_func`` of ``captum.metrics.sensitivity_max``.
+
+    ``sensitivity_max`` calls it with a tuple first and with a tensor later, and wants the form mirrored; a layer
+    method returns a bare tensor for both, which makes a batch fail.
+
+    Args:
+        method (Attribution): Any attribution that returns a single tensor for a single layer or input.
+        input_shape (bool, optional): Also bring the maps to the inputs' shape, with :func:`to_input_shape`.
+            Default: False
+        fixed (Any): Further arguments for every call of ``method.attribute``.
+
+    Returns:
+        callable: ``explain(inputs, **kwargs)``, which returns a tuple of contiguous tensors for a tuple of inputs and
+        a tensor for a tensor.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum.metrics import sensitivity_max
+        >>> from captum_fusion import LayerFusionCAM
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> explain = explanation_func(LayerFusionCAM(net, net[0]))
+        >>> sensitivity_max(explain, images, target=torch.tensor([1, 2]), n_perturb_samples=2).shape
+        torch.Size([2])
+    """
+
+    def explain(inputs: Tensors, **kwargs: Any) -> Any:
+        result = method.attribute(inputs, **{**fixed, **kwargs})
+        if input_shape:
+            return to_input_shape(result, inputs)
+        tensors = tuple(t.contiguous() for t in (result if isinstance(result, tuple) else (result,)))
+        return tensors if isinstance(inputs, tuple) or len(tensors) > 1 else tensors[0]
+
+    return explain

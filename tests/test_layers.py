@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from captum_fusion.layers import default_layer, find_layer
+from tests.networks import Net, hooks_on, images, make
+
+
+def test_find_layer() -> None:
+    model = torchvision.models.resnet18(weights=None)
+    assert find_layer(model, "layer4.1.conv2") is model.layer4[1].conv2
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("layer5", "layer4"), ("layer4.1.conv3", "layer4.1.conv2"), ("x", "fc")])
+def test_near_misses_are_named(wrong: str, right: str) -> None:
+    with pytest.raises(ValueError, match=rf"no layer '{wrong}'; did you mean .*{right}"):
+        find_layer(torchvision.models.resnet18(weights=None), wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18", "layer4"),
+        ("vgg11", "features"),
+        ("squeezenet1_1", "features"),
+        ("mobilenet_v3_small", "features"),
+        ("shufflenet_v2_x0_5", "conv5"),
+        ("efficientnet_b0", "features"),
+        ("densenet121", "features"),
+        ("convnext_tiny", "features"),
+        ("regnet_x_400mf", "trunk_output"),
+    ],
+)
+def test_default_layer_of_torchvision_networks(name: str, expected: str) -> None:
+    model = torchvision.models.get_model(name, weights=None).eval()
+    found, layer = default_layer(model, torch.rand(1, 3, 224, 224))
+    assert found == expected
+    assert layer is find_layer(model, expected)
+    assert hooks_on(model) == 0
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_default_layer_in_any_number_of_dimensions(dims: int) -> None:
+    assert default_layer(make(dims=dims), images(1, 3, *(8,) * dims))[0] == "conv2"
+
+
+def test_default_layer_of_a_wrapped_network() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = torchvision.models.resnet18(weights=None)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.backbone(x)
+
+    assert default_layer(Wrapped().eval(), torch.rand(1, 3, 64, 64))[0] == "backbone.layer4"
+
+
+def test_a_network_without_a_convolutional_stage() -> None:
+    for model in (nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), torchvision.models.vit_b_32(weights=None).eval()):
+        size = 8 if isinstance(model, nn.Sequential) else 224
+        with pytest.raises(ValueError, match="no convolutional stage"):
+            default_layer(model, torch.rand(1, 3, size, size))
+
+
+def test_hooks_go_when_the_network_fails() -> None:
+    model = make(Net)
+    with pytest.raises(RuntimeError):
+        default_layer(model, torch.rand(1, 7, 8, 8))
+    assert hooks_on(model) == 0
