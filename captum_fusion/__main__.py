@@ -1,0 +1,335 @@
+"""The command line: ``captum-fusion``, or ``python -m captum_fusion``."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from captum.attr import LayerGradCam
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM, __version__, demo, functional, layers, models
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from captum_fusion import FusionDetails
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "fusion-cam": LayerFusionCAM,
+    "union-cam": LayerUnionCAM,
+    "score-cam": LayerScoreCAM,
+    "grad-cam": LayerGradCam,
+}
+
+_DESCRIPTION = "See why a trained network decided: Fusion-CAM and its components, as Captum attributions."
+
+_EPILOG = """\
+examples:
+  captum-fusion demo
+  captum-fusion explain cat.jpg dog.jpg --model resnet50 --output maps
+  captum-fusion explain cat.jpg --model squeezenet1_1 --weights squeezenet.safetensors --target "tiger cat"
+  captum-fusion explain scan.png --model mypackage.models:build --weights best.pt --classes classes.txt \\
+      --layer backbone.stage4 --method union-cam --save-map
+"""
+
+
+class CommandError(Exception):
+    """What the user typed cannot be done; the message says why in one line."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments (sequence of str, optional): Default: None (those of the process)
+
+    Returns:
+        int: 0, or 2 after one line on standard error for a mistake in the arguments.
+
+    Examples::
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     code = main(["demo", "--output", folder])  # doctest: +ELLIPSIS
+        scene_...
+        >>> code
+        0
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except CommandError as error:
+        print(f"captum-fusion: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="captum-fusion",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"captum-fusion {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    shown = commands.add_parser(
+        "demo",
+        help="explain both digits of a bundled scene, offline, in seconds",
+        description="Explain a bundled picture with two digits to the bundled network, once for each of the two "
+        "classes. Needs no network connection. Writes captum_fusion_demo.png.",
+    )
+    shown.add_argument("--scene", metavar="NAME", help="a bundled scene (default: the first with two digits)")
+    _add_output(shown)
+    shown.set_defaults(run=_demo)
+
+    explain = commands.add_parser(
+        "explain",
+        help="explain pictures of your own to any network",
+        description="Explain pictures to a torchvision model, the bundled model, or one that a function of yours "
+        "returns. Weight files are read without executing code.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    explain.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    network = explain.add_argument_group("the network")
+    network.add_argument(
+        "--model",
+        default="resnet50",
+        help="a torchvision classification model (default: resnet50), 'bundled', or package.module:function, a "
+        "function without arguments that returns a torch.nn.Module (found in the current folder, too)",
+    )
+    network.add_argument(
+        "--weights",
+        metavar="NAME|FILE",
+        help="torchvision's name of published weights, or a state dict in a .safetensors or .pt file (default: "
+        "torchvision's DEFAULT, downloaded on first use)",
+    )
+    network.add_argument("--classes", metavar="FILE", help="class names, a JSON list or one a line")
+    network.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps, ...")
+    network.add_argument(
+        "--whole-image",
+        action="store_true",
+        help="squeeze the whole picture into the network's input instead of cropping its centre",
+    )
+    what = explain.add_argument_group("the explanation")
+    what.add_argument("--method", default="fusion-cam", choices=list(METHODS), help="default: fusion-cam")
+    what.add_argument(
+        "--layer", metavar="NAME", help="dotted name of the layer (default: the last convolutional stage)"
+    )
+    what.add_argument(
+        "--target", default="auto", metavar="CLASS", help="'auto' (the predicted class), an index or a class name"
+    )
+    _add_output(explain)
+    explain.add_argument("--save-map", action="store_true", help="also write the map, (H, W) float32, as .npy")
+    explain.set_defaults(run=_explain)
+    return parser
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", default=".", type=Path, metavar="FOLDER", help="where figures go (default: the current folder)"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+def _demo(options: argparse.Namespace) -> None:
+    scenes = {scene.name: scene for scene in demo.load_scenes() if len(scene.labels) == 2}
+    name = options.scene or next(iter(scenes))
+    if name not in scenes:
+        raise CommandError(f"there is no scene {name!r} with two digits; there are {', '.join(scenes)}")
+    scene, model = scenes[name], demo.load_model()
+    _check_folder(options.output)
+    inputs = demo.preprocess(scene.image).repeat(len(scene.labels), 1, 1, 1)
+    target = list(scene.labels)
+    maps, details = LayerFusionCAM(model, model.stage4).attribute(inputs, target, return_details=True)
+    kept = _scores(model, inputs * maps, target)
+    print(f"{scene.name}: {' and '.join(demo.CLASSES[label] for label in scene.labels)}")
+    for i, label in enumerate(scene.labels):
+        inside = [float((maps[i, 0] * mask).sum() / maps[i].sum()) for mask in scene.masks]
+        other = inside[1 - i]
+        print(
+            f"  {demo.CLASSES[label]:<6} probability {details.score[i]:.2f}, with only the highlighted part shown "
+            f"{kept[i]:.2f}; of the map {inside[i]:.0%} lies on its ink, {other:.0%} on the other digit's"
+        )
+    from captum_fusion.visualization import visualize_fusion
+
+    titles = [f"{demo.CLASSES[label]}: p = {details.score[i]:.2f}" for i, label in enumerate(scene.labels)]
+    figure = visualize_fusion(scene.image.expand(2, -1, -1, -1), maps, details, titles=titles)
+    path = options.output / "captum_fusion_demo.png"
+    _write(path, partial(figure.savefig, dpi=110, format="png"))
+    print(f"wrote {path}")
+
+
+def _explain(options: argparse.Namespace) -> None:
+    for file in options.images:
+        _open_image(Path(file))
+    _check_folder(options.output)
+    device = _device(options.device)
+    try:
+        loaded = models.load_model(options.model, options.weights, options.classes, options.whole_image)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    model = loaded.model.to(device)
+    first = loaded.preprocess(_open_image(Path(options.images[0]))).to(device)
+    with torch.no_grad():
+        output = model(first)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        raise CommandError(f"model: {options.model} must return a tensor of shape (N, classes)")
+    if loaded.class_names is None and output.shape[1] == 1000:
+        print("1000 outputs: ImageNet's class names are assumed (--classes gives others)")
+        loaded = loaded._replace(class_names=models.imagenet_classes())
+    if loaded.class_names is not None and len(loaded.class_names) != output.shape[1]:
+        raise CommandError(f"classes: there are {len(loaded.class_names)} names for {output.shape[1]} outputs")
+    target = _target(options.target, output.shape[1], loaded.class_names)
+    try:
+        layer_name, layer = options.layer, options.layer and layers.find_layer(model, options.layer)
+        if layer is None:
+            layer_name, layer = layers.default_layer(model, first)
+            print(f"layer: {layer_name} (--layer names another)")
+    except ValueError as error:
+        raise CommandError(f"layer: {error}") from error
+    method = METHODS[options.method](model, layer)
+    stems = _stems(options.images)
+    for file, stem in tqdm(list(zip(options.images, stems, strict=True)), desc="images", disable=None):
+        image = loaded.preprocess(_open_image(Path(file))).to(device)
+        try:
+            figure, heat, line = _explain_image(method, model, image, target, loaded, options.method)
+        except ValueError as error:  # a layer without spatial dimensions, say
+            raise CommandError(str(error)) from error
+        path = options.output / f"{stem}_{options.method}.png"
+        _write(path, partial(figure.savefig, dpi=110, format="png"))
+        if options.save_map:
+            _write(path.with_suffix(".npy"), partial(np.save, arr=heat))
+        tqdm.write(f"{file}: {line}; wrote {path}")
+
+
+def _explain_image(
+    method: Any, model: nn.Module, image: Tensor, wanted: int | None, loaded: models.LoadedModel, name: str
+) -> tuple[Figure, np.ndarray[Any, Any], str]:
+    from captum_fusion.visualization import visualize_fusion, visualize_grid
+
+    with torch.no_grad():
+        target = int(model(image).argmax(1)) if wanted is None else wanted
+    details: FusionDetails | None = None
+    if isinstance(method, (LayerFusionCAM, LayerUnionCAM)):
+        heat, details = method.attribute(image, target, return_details=True)
+    else:
+        raw = method.attribute(image, target)
+        heat = functional.normalize(functional.upsample(raw.detach().relu(), image.shape[2:]))
+    (before,), (kept,) = _scores(model, image, [target]), _scores(model, image * heat, [target])
+    label = str(target) if loaded.class_names is None else loaded.class_names[target]
+    title = f"{label}: p = {before:.2f}"
+    picture = loaded.restore(image).cpu()
+    if details is None:
+        figure = visualize_grid([(picture[0], [(None, title), (heat, f"{name}\nthis part alone: p = {kept:.2f}")])])
+    else:
+        figure = visualize_fusion(picture, heat, details, titles=[title], name=f"{name}, alone p = {kept:.2f}")
+    line = f"{label} ({target}), probability {before:.3f}, with only the highlighted part shown {kept:.3f}"
+    return figure, heat[0, 0].float().cpu().numpy(), line
+
+
+# ------------------------------------------------------------------------------------------------------------- details
+
+
+def _scores(model: nn.Module, inputs: Tensor, target: list[int]) -> list[float]:
+    with torch.no_grad():
+        probabilities = model(inputs).float().softmax(1)
+    return [float(row[index]) for row, index in zip(probabilities, target, strict=True)]
+
+
+def _open_image(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            converted: Image.Image = image.convert("RGB")
+            return converted
+    except FileNotFoundError as error:
+        raise CommandError(f"there is no file {path}") from error
+    except UnidentifiedImageError as error:
+        raise CommandError(f"{path} is not an image") from error
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
+        raise CommandError(f"{path} could not be read as an image ({error})") from error
+
+
+def _target(wanted: str, outputs: int, names: Sequence[str] | None) -> int | None:
+    if wanted == "auto":
+        return None
+    if wanted.lstrip("-").isdigit():
+        if not 0 <= int(wanted) < outputs:
+            raise CommandError(f"target: {wanted} is not one of the classes 0 to {outputs - 1}")
+        return int(wanted)
+    if names is None:
+        raise CommandError(f"target: the class names are not known, so {wanted!r} must be an index (or give --classes)")
+    found = [i for i, name in enumerate(names) if name.casefold() == wanted.casefold()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CommandError(f"target: {len(found)} classes are called {wanted!r}; give the index: {found}")
+    part = [name for name in names if wanted.casefold() in name.casefold()]
+    near = [*part[:5], *difflib.get_close_matches(wanted, names, n=5, cutoff=0.6)][:5]
+    raise CommandError(
+        f"target: there is no class {wanted!r}" + (f"; did you mean {', '.join(map(repr, near))}?" if near else "")
+    )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CommandError(f"device: {name} is not available here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def _stems(files: Sequence[str]) -> list[str]:
+    """Distinct names for the output of each file."""
+    stems: list[str] = []
+    for file in files:
+        stem, number = Path(file).stem, 2
+        while stem in stems:
+            stem, number = f"{Path(file).stem}_{number}", number + 1
+        stems.append(stem)
+    return stems
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise CommandError(f"output: {folder} is a file, not a folder")
+
+
+def _write(path: Path, save: Callable[[Any], Any]) -> None:
+    """Write a file whole or not at all."""
+    handle, partial = None, ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            save(file)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)
+        os.replace(partial, path)
+    except OSError as error:
+        raise CommandError(f"output: {path} could not be written ({error})") from error
+    finally:
+        if partial and os.path.exists(partial):
+            os.unlink(partial)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

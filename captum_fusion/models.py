@@ -1,0 +1,253 @@
+"""From a name or a file to a network that can be run: for the command line and the evaluation."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from captum_fusion import demo
+
+#: The name of the bundled network.
+BUNDLED = "bundled"
+
+
+class LoadedModel(NamedTuple):
+    """A network and what it takes to show it a picture.
+
+    Attributes:
+        name: How the user called it.
+        model: In eval mode, on the CPU.
+        preprocess: From an RGB picture to the network's input, (1, 3, H, W).
+        restore: From such an input back to a picture, (1, 3, H, W) in [0, 1].
+        class_names: Names of the outputs, or None where unknown.
+    """
+
+    name: str
+    model: nn.Module
+    preprocess: Callable[[Image.Image], Tensor]
+    restore: Callable[[Tensor], Tensor]
+    class_names: Sequence[str] | None
+
+
+def load_model(
+    name: str, weights: str | None = None, classes: str | None = None, whole_image: bool = False
+) -> LoadedModel:
+    """Build a network and load its weights, without ever unpickling code.
+
+    Args:
+        name (str): ``"bundled"``, the name of a torchvision classification model, or ``"package.module:function"``
+            for a function without arguments that returns a ``torch.nn.Module``; modules in the current folder are
+            found, too.
+        weights (str, optional): For torchvision models the name of published weights (``"DEFAULT"``,
+            ``"IMAGENET1K_V1"``; downloaded by torchvision); for all a state dict in a ``.safetensors`` or PyTorch
+            file. Default: None (published DEFAULT weights for a torchvision name, the function's own otherwise)
+        classes (str, optional): A file with the class names, a JSON list or one a line. Default: None
+        whole_image (bool, optional): Squeeze the whole picture into the input, where the published preprocessing
+            resizes it and crops its centre. Default: False
+
+    Returns:
+        LoadedModel: In eval mode, on the CPU.
+
+    Raises:
+        ValueError: For a name, file or weights that do not fit, saying which and why.
+
+    Examples::
+
+        >>> loaded = load_model("bundled")
+        >>> loaded.class_names[3], sum(p.numel() for p in loaded.model.parameters()) < 300_000
+        ('three', True)
+    """
+    file = Path(weights) if weights and (Path(weights).suffix or Path(weights).exists()) else None
+    if name == BUNDLED:
+        if weights is not None:
+            raise ValueError("the bundled model has its own weights; leave weights out")
+        loaded = LoadedModel(name, demo.load_model(), _bundled_preprocess, _restorer(demo.MEAN, demo.STD), demo.CLASSES)
+    elif ":" in name:
+        if weights is not None and file is None:
+            raise ValueError(f"weights of {name} must be a .safetensors or .pt file, not {weights!r}")
+        loaded = _from_function(name, whole_image)
+    else:
+        loaded = _from_torchvision(name, None if file else weights or "DEFAULT", file, whole_image)
+    if file is not None:
+        _load_state(loaded.model, _read_state(file), file, name)
+    if classes is not None:
+        loaded = loaded._replace(class_names=_read_classes(Path(classes)))
+    loaded.model.eval()
+    return loaded
+
+
+def imagenet_classes() -> list[str]:
+    """The 1000 ImageNet class names in torchvision's order."""
+    from torchvision.models import ResNet18_Weights
+
+    return list(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def _bundled_preprocess(image: Image.Image) -> Tensor:
+    from torchvision.transforms.functional import to_tensor
+
+    return demo.preprocess(to_tensor(image))
+
+
+def _restorer(mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    def restore(inputs: Tensor) -> Tensor:
+        shift, scale = (inputs.new_tensor(each).reshape(1, -1, 1, 1) for each in (mean, std))
+        return (inputs * scale + shift).clamp(0, 1)
+
+    return restore
+
+
+def _with_transforms(
+    transforms: Any, whole_image: bool
+) -> tuple[Callable[[Image.Image], Tensor], Callable[[Tensor], Tensor]]:
+    if whole_image:
+        transforms.resize_size = transforms.crop_size * 2  # [side, side] is resized to without keeping the aspect
+
+    def preprocess(image: Image.Image) -> Tensor:
+        prepared: Tensor = transforms(image)
+        return prepared.unsqueeze(0)
+
+    return preprocess, _restorer(transforms.mean, transforms.std)
+
+
+# ----------------------------------------------------------------------------------------------------------- sources
+
+
+def _from_torchvision(name: str, weights: str | None, file: Path | None, whole_image: bool) -> LoadedModel:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise ValueError(
+            f"there is no model {name!r}: give {BUNDLED!r}, package.module:function, or a torchvision classification "
+            f"model such as {', '.join(_near(name, models.list_models(module=models)))}"
+        )
+    published = models.get_model_weights(name)
+    described = published.DEFAULT
+    chosen = None
+    if weights is not None:
+        if weights not in published.__members__:
+            raise ValueError(
+                f"weights: {name} has {', '.join(published.__members__)}; {weights!r} is neither of them nor a file"
+            )
+        chosen = described = published[weights]
+    options = {"num_classes": _classes_in(_read_state(file), name)} if file is not None else {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some builders announce a change of their initialisation
+            model = models.get_model(name, weights=chosen, **{k: v for k, v in options.items() if v is not None})
+    except OSError as error:
+        raise ValueError(f"weights: those of {name} could not be downloaded ({error})") from error
+    names = list(described.meta["categories"])
+    if options.get("num_classes") not in (None, len(names)):
+        names = []
+    return LoadedModel(name, model, *_with_transforms(described.transforms(), whole_image), names or None)
+
+
+def _from_function(name: str, whole_image: bool) -> LoadedModel:
+    from torchvision.models import ResNet18_Weights
+
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model: {name} could not be imported ({error})") from error
+    if not callable(function):
+        raise ValueError(f"model: {name} is not callable")
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model: {name} must be callable without arguments ({error})") from error
+    model = function()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: {name}() must return a torch.nn.Module, not {type(model).__name__}")
+    usual = ResNet18_Weights.IMAGENET1K_V1.transforms()
+    return LoadedModel(name, model, *_with_transforms(usual, whole_image), None)
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def _read_state(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise ValueError(f"weights: there is no file {file}")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"weights: {file} holds more than tensors and would execute code when loaded; save model.state_dict()"
+        ) from error
+    except Exception as error:  # each format has exceptions of its own for a broken file, with no common base
+        raise ValueError(f"weights: {file} could not be read ({_first_line(error)})") from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"weights: {file} is not a state dict of tensors")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _load_state(model: nn.Module, state: dict[str, Tensor], file: Path, name: str) -> None:
+    ours = model.state_dict()
+    missing = [key for key in ours if key not in state and not key.endswith("num_batches_tracked")]
+    extra = [key for key in state if key not in ours]
+    wrong = [key for key in ours if key in state and ours[key].shape != state[key].shape]
+    if missing or extra or wrong:
+        parts = []
+        for what, keys in (("missing", missing), ("not in the model", extra), ("of another shape", wrong)):
+            if keys:
+                parts.append(f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
+        raise ValueError(f"weights: {file} does not fit {name}: {'; '.join(parts)}")
+    model.load_state_dict(state, strict=False)
+
+
+def _classes_in(state: dict[str, Tensor], name: str) -> int | None:
+    """How many classes the weights were trained for: the length of the model's last bias in the file."""
+    from torchvision import models
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        biases = [key for key, value in models.get_model(name, weights=None).named_parameters() if value.dim() == 1]
+    return state[biases[-1]].shape[0] if biases and biases[-1] in state else None
+
+
+def _read_classes(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        names = json.loads(text) if file.suffix == ".json" else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"classes: {file} could not be read ({_first_line(error)})") from error
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise ValueError(f"classes: {file} must hold a list of names")
+    return names
+
+
+def _near(name: str, names: Sequence[str]) -> list[str]:
+    import difflib
+
+    return difflib.get_close_matches(name, names, n=4) or ["resnet50", "mobilenet_v3_large", "vgg16"]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captum_fusion import demo
+from captum_fusion.__main__ import METHODS, main
+from tests.networks import make
+
+SCENE = next(scene for scene in demo.load_scenes() if len(scene.labels) == 2)
+PICTURE = str(demo.scene_path(SCENE.name))
+
+
+def explain(folder: Path, *arguments: str) -> int:
+    return main(["explain", *arguments, "--output", str(folder)])
+
+
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 0
+    with Image.open("captum_fusion_demo.png") as figure:
+        assert figure.width > 800
+    printed = capsys.readouterr().out
+    for label in SCENE.labels:
+        assert f"{demo.CLASSES[label]} " in printed
+    assert printed.count("with only the highlighted part shown") == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["captum_fusion_demo.png"]
+
+
+def test_as_a_module(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "captum_fusion", "demo", "--output", str(tmp_path / "new")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "new" / "captum_fusion_demo.png").exists()
+
+
+def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ([], ["explain"], ["demo"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--help"])
+        assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    for word in ("--model", "--weights", "--layer", "--target", "--method", "--device", "--output", "--save-map"):
+        assert word in printed
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_explain_with_every_method(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    target = SCENE.labels[0]
+    arguments = ("--model", "bundled", "--method", method, "--target", demo.CLASSES[target], "--save-map")
+    assert explain(tmp_path, PICTURE, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "layer: stage4" in printed
+    assert f"{demo.CLASSES[target]} ({target}), probability" in printed
+    stem = f"{Path(PICTURE).stem}_{method}"
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{stem}.npy", f"{stem}.png"]
+    heat = np.load(tmp_path / f"{stem}.npy")
+    assert heat.shape == (96, 96)
+    assert heat.dtype == np.float32
+    model, inputs = demo.load_model(), demo.preprocess(SCENE.image)
+    raw = METHODS[method](model, model.stage4).attribute(inputs, target).detach().relu()
+    wanted = torch.nn.functional.interpolate(raw, (96, 96), mode="bilinear") if raw.shape[-1] != 96 else raw
+    wanted = (wanted - wanted.min()) / (wanted.max() - wanted.min())
+    np.testing.assert_allclose(heat, wanted[0, 0].numpy(), atol=1e-4)
+
+
+def test_several_pictures_in_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "elsewhere" / Path(PICTURE).name
+    copy.parent.mkdir()
+    copy.write_bytes(Path(PICTURE).read_bytes())
+    grey = tmp_path / "grey.jpg"
+    Image.new("L", (50, 40), 90).save(grey)
+    out = tmp_path / "out"
+    assert explain(out, PICTURE, str(copy), str(grey), "--model", "bundled") == 0
+    stem = Path(PICTURE).stem
+    names = {f"{stem}_fusion-cam.png", f"{stem}_2_fusion-cam.png", "grey_fusion-cam.png"}
+    assert {file.name for file in out.iterdir()} == names
+    assert capsys.readouterr().out.count("wrote") == 3
+
+
+def test_auto_explains_the_predicted_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = demo.load_model()
+    with torch.no_grad():
+        predicted = int(model(demo.preprocess(SCENE.image)).argmax())
+    assert explain(tmp_path, PICTURE, "--model", "bundled", "--layer", "stage3") == 0
+    printed = capsys.readouterr().out
+    assert f"{demo.CLASSES[predicted]} ({predicted})" in printed
+    assert "layer:" not in printed, "it was named"
+
+
+def test_a_torchvision_network_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    weights = tmp_path / "random.pt"
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), weights)
+    arguments = ("--model", "squeezenet1_1", "--weights", str(weights), "--method", "grad-cam", "--target", "tiger cat")
+    assert explain(tmp_path, PICTURE, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "layer: features" in printed
+    assert "tiger cat (282)" in printed
+
+
+def test_a_function_with_1000_outputs_has_imagenets_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--model", "torchvision.models:squeezenet1_1", "--method", "grad-cam", "--target", "0")
+    assert explain(tmp_path, PICTURE, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "ImageNet's class names are assumed" in printed
+    assert "tench (0)" in printed
+
+
+BUNDLED = ("--model", "bundled")
+MISTAKES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "no file": (("absent.jpg", *BUNDLED), "there is no file absent.jpg"),
+    "no image": ((__file__, *BUNDLED), "test_command_line.py is not an image"),
+    "no layer": ((PICTURE, *BUNDLED, "--layer", "stage5"), "no layer 'stage5'; did you mean .*stage4"),
+    "no spatial layer": ((PICTURE, *BUNDLED, "--layer", "classifier"), "layer: the output of the layer must be"),
+    "no class": ((PICTURE, *BUNDLED, "--target", "thre"), "no class 'thre'; did you mean .*'three'"),
+    "no index": ((PICTURE, *BUNDLED, "--target", "10"), "target: 10 is not one of the classes 0 to 9"),
+    "below zero": ((PICTURE, *BUNDLED, "--target=-1"), "target: -1 is not one of"),
+    "no model": ((PICTURE, "--model", "resnet5"), "there is no model 'resnet5'"),
+    "no weights": ((PICTURE, "--model", "resnet18", "--weights", "absent.pt"), "weights: there is no file absent.pt"),
+    "no weight file": ((PICTURE, "--model", "resnet18", "--weights", PICTURE), "weights: .* could not be read|execute"),
+    "no device": ((PICTURE, *BUNDLED, "--device", "abacus"), "device: abacus is not available"),
+    "no names": ((PICTURE, *BUNDLED, "--classes", "absent.txt"), "classes: absent.txt could not be read"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_give_one_clear_line(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, message = MISTAKES[name]
+    monkeypatch.chdir(tmp_path)
+    assert explain(tmp_path / "out", *arguments) == 2
+    complaint = capsys.readouterr().err
+    lines = [line for line in complaint.splitlines() if line and not line.startswith("images:")]
+    assert len(lines) == 1
+    assert lines[0].startswith("captum-fusion: error: ")
+    assert re.search(message, lines[0]), lines[0]
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_name_that_several_classes_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = tmp_path / "classes.txt"
+    names.write_text("\n".join(["crane", *map(str, range(8)), "Crane"]))
+    weights = tmp_path / "weights.pt"
+    torch.save(make(outputs=10).state_dict(), weights)
+    model = ("--model", "tests.test_command_line:ten_classes", "--weights", str(weights), "--classes", str(names))
+    assert explain(tmp_path / "out", PICTURE, *model, "--target", "crane") == 2
+    assert "2 classes are called 'crane'; give the index: [0, 9]" in capsys.readouterr().err
+    names.write_text("too\nfew")
+    assert explain(tmp_path / "out", PICTURE, *model) == 2
+    assert "2 names for 10 outputs" in capsys.readouterr().err
+
+
+def ten_classes() -> torch.nn.Module:
+    return make(outputs=10)
+
+
+def test_a_broken_picture_among_good_ones_stops_the_run_before_it_starts(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(Path(PICTURE).read_bytes()[:200])
+    assert explain(tmp_path / "out", PICTURE, str(broken), *BUNDLED) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_must_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert explain(file, PICTURE, *BUNDLED) == 2
+    assert main(["demo", "--output", str(file)]) == 2
+    assert "is a file, not a folder" in capsys.readouterr().err
+
+
+def test_a_figure_that_cannot_be_written_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    assert explain(tmp_path, PICTURE, *BUNDLED, "--method", "grad-cam") == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_arguments_are_argparses(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["explain"], ["explain", PICTURE, "--method", "cam"], []):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+    assert "usage: captum-fusion" in capsys.readouterr().err
+
+
+def test_import_does_not_load_what_is_not_needed() -> None:
+    code = "import sys, captum_fusion; sys.exit('torchvision' in sys.modules or 'safetensors' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
