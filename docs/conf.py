@@ -1,0 +1,33 @@
+"""Configuration of the documentation site: ``python -m sphinx -W docs docs/_build/html``."""
+
+import shutil
+from pathlib import Path
+
+from captum_fusion import __version__
+
+HERE = Path(__file__).parent
+
+# The tutorials live beside docs/; Sphinx reads only what lies below it.
+(HERE / "tutorials").mkdir(exist_ok=True)
+for notebook in (HERE.parent / "tutorials").glob("*.ipynb"):
+    shutil.copy2(notebook, HERE / "tutorials" / notebook.name)
+
+project = "captum_fusion"
+author = "the captum_fusion authors"
+copyright = "2026, the captum_fusion authors"
+release = version = __version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "captum_fusion"
+templates_path: list[str] = []
+
+nb_execution_mode = "off"  # tutorials keep the outputs that they were executed with
+myst_enable_extensions = ["dollarmath"]
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
