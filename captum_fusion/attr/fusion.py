@@ -557,7 +557,7 @@ class LayerUnionCAM(_Fusion):
         union_score, region_score = (
             details.baseline_score + b for b in (details.union_contribution, details.region_contribution)
         )
-        selected = formulas.contribution(union_score, region_score) > 0
+        selected = self._contribution(union_score, region_score) > 0
         union_share = selected.to(region.dtype)
         details = details._replace(selected=selected, fusion_weights=torch.stack([union_share, 1 - union_share], 1))
         shape = (-1, *[1] * (region.dim() - 1))

@@ -1,0 +1,152 @@
+"""On real networks and photographs, which are not in the repository: skipped where CONTRIBUTING.md's folder is absent."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from captum_fusion import FusionDetails, LayerFusionCAM
+from captum_fusion.functional import upsample
+from tests import reference
+from tests.test_torchcam import correlations, torchcams
+
+DATA = Path(os.environ.get("CAPTUM_FUSION_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+if not (DATA / "builders.py").is_file():
+    pytest.skip(f"no real networks and photographs at {DATA}", allow_module_level=True)
+
+SIZE = 224
+
+
+class Photo(NamedTuple):
+    """A photograph as the networks take it, and the box of each animal in it, in those pixels, by class."""
+
+    tensor: Tensor
+    boxes: dict[int, tuple[int, int, int, int]]
+
+
+class Explained(NamedTuple):
+    """A batch of photographs with a target for each, and its Fusion-CAM."""
+
+    model: nn.Module
+    x: Tensor
+    targets: list[int]
+    boxes: list[dict[int, tuple[int, int, int, int]]]
+    maps: Tensor
+    details: FusionDetails
+
+
+@pytest.fixture(scope="session")
+def builders() -> Any:
+    spec = importlib.util.spec_from_file_location("_shared_data_builders", DATA / "builders.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, Photo]:
+    found: dict[str, Photo] = {}
+    with open(DATA / "two_objects" / "boxes.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            name = row["filename"]
+            image = Image.open(DATA / "two_objects" / name).convert("RGB")
+            if name not in found:
+                pixels = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)) / 255
+                pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+                found[name] = Photo(torch.from_numpy(pixels).permute(2, 0, 1).float(), {})
+            x0, x1 = (round(int(row[key]) * SIZE / image.width) for key in ("x0", "x1"))
+            y0, y1 = (round(int(row[key]) * SIZE / image.height) for key in ("y0", "y1"))
+            found[name].boxes[int(row["class_index"])] = (x0, y0, x1, y1)
+    return found
+
+
+def explain(model: nn.Module, photos: dict[str, Photo], chosen: list[tuple[str, int]]) -> Explained:
+    x = torch.stack([photos[name].tensor for name, _ in chosen])
+    targets = [target for _, target in chosen]
+    maps, details = LayerFusionCAM(model, model.features).attribute(x, targets, return_details=True)
+    return Explained(model, x, targets, [photos[name].boxes for name, _ in chosen], maps, details)
+
+
+DOG_CAT = [("dog_cat.png", 243), ("dog_cat.png", 282)]
+TWO_DOGS = [("two_dogs.jpg", 195), ("two_dogs.jpg", 171)]
+
+
+@pytest.fixture(scope="session")
+def squeezenet(builders: Any, photos: dict[str, Photo]) -> Explained:
+    """Bull mastiff and Boston bull, and the cat beside the mastiff. 512 channels of 13 x 13, convolutions above."""
+    return explain(builders.squeezenet1_1(), photos, [*DOG_CAT, TWO_DOGS[0]])
+
+
+@pytest.fixture(scope="session")
+def mobilenet(builders: Any, photos: dict[str, Photo]) -> Explained:
+    """Three dogs in two photographs. 1280 channels of 7 x 7, global pooling and a linear layer above."""
+    return explain(builders.mobilenet_v2_tf(), photos, [DOG_CAT[0], *TWO_DOGS])
+
+
+# torchcam knows no dead channels: the second network is shown to it with one target, which is already 1280 passes.
+@pytest.mark.parametrize(("network", "chosen", "others"), [("squeezenet", [0, 2], [2, 0]), ("mobilenet", [1], [0])])
+def test_region_map_correlates_with_torchcam(
+    network: str, chosen: list[int], others: list[int], request: pytest.FixtureRequest
+) -> None:
+    case: Explained = request.getfixturevalue(network)
+    theirs = torchcams(case.model, "features", case.x[chosen], [case.targets[i] for i in chosen])
+    theirs = upsample(theirs, (SIZE, SIZE))
+    assert min(correlations(case.details.region_map[chosen], theirs)) > 0.999
+    assert max(correlations(case.details.region_map[others], theirs)) < 0.99
+
+
+def test_fusion_equals_the_reference(squeezenet: Explained) -> None:
+    example = 1  # the cat, which is far from the likeliest class
+    expected, found = reference.fusion_cam(
+        squeezenet.model,
+        squeezenet.model.features,
+        squeezenet.x[example : example + 1],
+        squeezenet.targets[example],
+    )
+    np.testing.assert_allclose(squeezenet.maps[example, 0].numpy(), expected, rtol=0, atol=1e-4)
+    for name in ("gradient_map", "denoised_map", "region_map", "union_map", "similarity_map"):
+        actual = getattr(squeezenet.details, name)[example, 0].numpy()
+        # A value at the percentile can fall on either side of it.
+        differs = np.abs(actual - found[name]) > 1e-4
+        assert differs.mean() < (1e-3 if name == "denoised_map" else 1e-9), name
+    for name in ("score", "baseline_score", "gradient_contribution", "region_contribution", "union_contribution"):
+        actual = getattr(squeezenet.details, name)[example].item()
+        assert actual == pytest.approx(found[name], rel=1e-3, abs=1e-5), name
+    for name in ("union_weights", "fusion_weights"):
+        actual = getattr(squeezenet.details, name)[example].tolist()
+        assert actual == pytest.approx(found[name], rel=1e-3, abs=1e-4), name
+
+
+def test_batch_equals_one_by_one(squeezenet: Explained) -> None:
+    example = 2
+    alone = LayerFusionCAM(squeezenet.model, squeezenet.model.features).attribute(
+        squeezenet.x[example : example + 1], squeezenet.targets[example]
+    )
+    torch.testing.assert_close(squeezenet.maps[example : example + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+def energy(attribution: Tensor, box: tuple[int, int, int, int]) -> float:
+    x0, y0, x1, y1 = box
+    return float(attribution[0, y0:y1, x0:x1].sum() / attribution.sum())
+
+
+@pytest.mark.parametrize(("network", "first", "second"), [("squeezenet", 0, 1), ("mobilenet", 1, 2)])
+def test_each_class_lies_in_its_own_animal(
+    network: str, first: int, second: int, request: pytest.FixtureRequest
+) -> None:
+    case: Explained = request.getfixturevalue(network)
+    for own, other in ((first, second), (second, first)):
+        box = case.boxes[own][case.targets[own]]
+        assert energy(case.maps[own], box) > energy(case.maps[other], box) + 0.05, case.targets[own]
+        assert energy(case.maps[own], box) > (box[2] - box[0]) * (box[3] - box[1]) / SIZE**2, "more than chance"
