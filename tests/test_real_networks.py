@@ -1,4 +1,4 @@
-"""On real networks and photographs, which are not in the repository: skipped where CONTRIBUTING.md's folder is absent."""
+"""On real networks and photographs, which are not in the repository: CONTRIBUTING.md says where they are looked for."""
 
 from __future__ import annotations
 
