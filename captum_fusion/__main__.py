@@ -133,6 +133,13 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--target", default="auto", metavar="CLASS", help="'auto' (the predicted class), an index or a class name"
     )
+    what.add_argument(
+        "--score-fn",
+        default="softmax",
+        choices=["softmax", "sigmoid", "identity"],
+        help="what makes scores of outputs: softmax over classes (default), sigmoid for binary and multi-label heads, "
+        "identity for a network that returns scores",
+    )
     _add_output(explain)
     explain.add_argument("--save-map", action="store_true", help="also write the map, (H, W) float32, as .npy")
     explain.set_defaults(run=_explain)
@@ -204,12 +211,12 @@ def _explain(options: argparse.Namespace) -> None:
             print(f"layer: {layer_name} (--layer names another)")
     except ValueError as error:
         raise CommandError(f"layer: {error}") from error
-    method = METHODS[options.method](model, layer)
+    method = METHODS[options.method](model, layer, **_score_options(options))
     stems = _stems(options.images)
     for file, stem in tqdm(list(zip(options.images, stems, strict=True)), desc="images", disable=None):
         image = loaded.preprocess(_open_image(Path(file))).to(device)
         try:
-            figure, heat, line = _explain_image(method, model, image, target, loaded, options.method)
+            figure, heat, line = _explain_image(method, model, image, target, loaded, options)
         except ValueError as error:  # a layer without spatial dimensions, say
             raise CommandError(str(error)) from error
         path = options.output / f"{stem}_{options.method}.png"
@@ -220,7 +227,12 @@ def _explain(options: argparse.Namespace) -> None:
 
 
 def _explain_image(
-    method: Any, model: nn.Module, image: Tensor, wanted: int | None, loaded: models.LoadedModel, name: str
+    method: Any,
+    model: nn.Module,
+    image: Tensor,
+    wanted: int | None,
+    loaded: models.LoadedModel,
+    options: argparse.Namespace,
 ) -> tuple[Figure, np.ndarray[Any, Any], str]:
     from captum_fusion.visualization import visualize_fusion, visualize_grid
 
@@ -232,8 +244,8 @@ def _explain_image(
     else:
         raw = method.attribute(image, target)
         heat = functional.normalize(functional.upsample(raw.detach().relu(), image.shape[2:]))
-    (before,), (kept,) = _scores(model, image, [target]), _scores(model, image * heat, [target])
-    label = str(target) if loaded.class_names is None else loaded.class_names[target]
+    before, kept = (_scores(model, shown, [target], options.score_fn)[0] for shown in (image, image * heat))
+    name, label = options.method, str(target) if loaded.class_names is None else loaded.class_names[target]
     title = f"{label}: p = {before:.2f}"
     picture = loaded.restore(image).cpu()
     if details is None:
@@ -247,10 +259,15 @@ def _explain_image(
 # ------------------------------------------------------------------------------------------------------------- details
 
 
-def _scores(model: nn.Module, inputs: Tensor, target: list[int]) -> list[float]:
+def _scores(model: nn.Module, inputs: Tensor, target: list[int], score_fn: str = "softmax") -> list[float]:
     with torch.no_grad():
-        probabilities = model(inputs).float().softmax(1)
-    return [float(row[index]) for row, index in zip(probabilities, target, strict=True)]
+        scores = functional.score_function(score_fn)(model(inputs))
+    return [float(row[index]) for row, index in zip(scores, target, strict=True)]
+
+
+def _score_options(options: argparse.Namespace) -> dict[str, str]:
+    """Grad-CAM measures nothing; the others take a score function."""
+    return {} if options.method == "grad-cam" else {"score_fn": options.score_fn}
 
 
 def _open_image(path: Path) -> Image.Image:

@@ -162,6 +162,18 @@ def test_a_name_that_several_classes_share(tmp_path: Path, capsys: pytest.Captur
     assert "2 names for 10 outputs" in capsys.readouterr().err
 
 
+def test_a_binary_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ("--model", "tests.test_command_line:one_output", "--target", "0", "--save-map")
+    assert explain(tmp_path, PICTURE, *model) == 2
+    assert 'score_fn="softmax" over a single output column' in capsys.readouterr().err
+    assert explain(tmp_path, PICTURE, *model, "--score-fn", "sigmoid") == 0
+    assert (tmp_path / f"{Path(PICTURE).stem}_fusion-cam.npy").exists()
+
+
+def one_output() -> torch.nn.Module:
+    return make(outputs=1)
+
+
 def ten_classes() -> torch.nn.Module:
     return make(outputs=10)
 

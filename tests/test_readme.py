@@ -1,0 +1,36 @@
+"""What README shows is what happens."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from captum_fusion.__main__ import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def block(language: str, number: int = 0) -> str:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)[number]
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(block("python"), {})
+    assert "torch.Size([2, 1, 96, 96])" in capsys.readouterr().out
+    assert (tmp_path / "why.png").exists()
+
+
+def test_the_demo_prints_what_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo"]) == 0
+    printed, shown = capsys.readouterr().out, block("text")
+    number = r"[0-9.]+"
+    assert re.split(number, printed) == re.split(number, shown)
+    numbers = [[float(each) for each in re.findall(r"[0-9]+(?:\.[0-9]+)?", text)] for text in (printed, shown)]
+    for found, expected in zip(*numbers, strict=True):
+        assert found == pytest.approx(expected, abs=0.011 if expected < 1 else 1.1)
