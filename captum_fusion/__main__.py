@@ -179,7 +179,7 @@ def _demo(options: argparse.Namespace) -> None:
     titles = [f"{demo.CLASSES[label]}: p = {details.score[i]:.2f}" for i, label in enumerate(scene.labels)]
     figure = visualize_fusion(scene.image.expand(2, -1, -1, -1), maps, details, titles=titles)
     path = options.output / "captum_fusion_demo.png"
-    _write(path, partial(figure.savefig, dpi=110, format="png"))
+    _write_figure(path, figure)
     print(f"wrote {path}")
 
 
@@ -220,7 +220,7 @@ def _explain(options: argparse.Namespace) -> None:
         except ValueError as error:  # a layer without spatial dimensions, say
             raise CommandError(str(error)) from error
         path = options.output / f"{stem}_{options.method}.png"
-        _write(path, partial(figure.savefig, dpi=110, format="png"))
+        _write_figure(path, figure)
         if options.save_map:
             _write(path.with_suffix(".npy"), partial(np.save, arr=heat))
         tqdm.write(f"{file}: {line}; wrote {path}")
@@ -327,6 +327,10 @@ def _stems(files: Sequence[str]) -> list[str]:
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise CommandError(f"output: {folder} is a file, not a folder")
+
+
+def _write_figure(path: Path, figure: Figure) -> None:
+    _write(path, partial(figure.savefig, dpi=110, format="png", bbox_inches="tight", pad_inches=0.08))
 
 
 def _write(path: Path, save: Callable[[Any], Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captum_fusion.functional import at_least_float32, upsample
 
-#: Colour map of heat maps: perceptually ordered and legible on the grey picture beneath.
+#: Colour map of heat maps: what the CAM literature uses, and legible on the grey picture beneath.
 CMAP = "jet"
 
 
