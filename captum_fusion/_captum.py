@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -97,10 +98,11 @@ class Call:
         baselines: What shows where a mask is 0: a number, a tensor, or a tuple with one of these for each input.
         mask_inputs (sequence of int, optional): Which inputs are masked. Default: those with the layer's rank.
         perturbations_per_eval (int, optional): Rows per example in one call of the network. Default: timed.
+        training (bool): Whether the network is in train mode, where a batch norm may refuse a single row.
         bar: A progress bar that counts the masked rows.
 
     Raises:
-        TypeError, ValueError: For a bad argument, naming it, before anything is run.
+        TypeError, ValueError: For a bad argument, naming it. What depends on the layer is checked after its pass.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Call:
         baselines: Baselines = 0,
         mask_inputs: Sequence[int] | None = None,
         perturbations_per_eval: int | None = None,
+        training: bool = False,
         bar: Any = None,
     ) -> None:
         given = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -124,26 +127,29 @@ class Call:
             self.inputs: tuple[Tensor, ...] = tuple(_usable(x) for x in given)
             arguments = _format_additional_forward_args(additional_forward_args)
             self.arguments = None if arguments is None else tuple(_usable(x) for x in arguments)
-        self.target = target
+            self.target: Target = _usable(target)
         self.attribute_to_layer_input = attribute_to_layer_input
         self.baselines = baselines
         self.mask_inputs = mask_inputs
         self.perturbations_per_eval = perturbations_per_eval
         self.bar = NullProgress() if bar is None else bar
         self._check_options()
+        self._least_rows = min(2, self.examples) if training else 1
         self._output: Tensor | None = None
         self._rank = 0
         self._masked: dict[int, _Masked] | None = None
-        self._baseline_output: Tensor | None = None
+        self._baseline_outputs: list[Tensor] = []
         self._pace: _TimedPace | None = None
 
     def _check_options(self) -> None:
         chunk = self.perturbations_per_eval
         if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
             raise ValueError(f"perturbations_per_eval must be None or an int of at least 1, not {chunk!r}")
-        for index in self.mask_inputs or ():
-            if not isinstance(index, int) or not 0 <= index < len(self.inputs):
-                raise ValueError(f"mask_inputs must hold indices of the {len(self.inputs)} inputs, not {index!r}")
+        indices = [] if self.mask_inputs is None else self.mask_inputs
+        if not isinstance(indices, Sequence) or not all(
+            isinstance(index, int) and 0 <= index < len(self.inputs) for index in indices
+        ):
+            raise ValueError(f"mask_inputs must be a list of indices of the {len(self.inputs)} inputs, not {indices!r}")
         bases = self.baselines
         if isinstance(bases, tuple) and len(bases) != len(self.inputs):
             raise ValueError(
@@ -162,7 +168,7 @@ class Call:
         other._check_options()
         other._pace = None
         if not options.keys() <= {"perturbations_per_eval"}:
-            other._masked = other._baseline_output = None
+            other._masked, other._baseline_outputs = None, []
         return other
 
     def attribute_with(self, component: Any, differentiates: bool, **kwargs: Any) -> Any:
@@ -228,7 +234,7 @@ class Call:
                 ]
             if detach:
                 evaluations = [LayerEvaluation(_detach(a), g if g is None else _detach(g)) for a, g in evaluations]
-        self._output = output.detach()
+        self._output = output.detach().clone()  # the network may reuse the memory in its next call
         self._rank = evaluations[0].activations[0].dim()
         return evaluations
 
@@ -291,17 +297,19 @@ class Call:
 
     # ------------------------------------------------------------------------------------------------------ scores
 
-    @staticmethod
-    def _check_output(output: Any, rows: int) -> Tensor:
+    def _check_output(self, output: Any, rows: int) -> Tensor:
         if not isinstance(output, Tensor):
             raise TypeError(
                 f"forward_func must return a tensor, not {type(output).__name__}; wrap the model in a function that "
                 "picks the tensor to explain"
             )
+        if rows == 1 and output.dim() == (0 if self._output is None else self._output.dim() - 1):
+            output = output.reshape(1, *output.shape)  # a head that ends in squeeze()
         assert output.shape[:1] == (rows,), (
             f"forward_func must return one row for each of the {rows} examples it is given, not {tuple(output.shape)}"
         )
-        return output
+        checked: Tensor = output
+        return checked
 
     def _select(self, output: Tensor, target: Target) -> Tensor:
         selected: Tensor = _select_targets(output, target)
@@ -323,15 +331,16 @@ class Call:
 
     def baseline_scores(self, score_fn: ScoreFn) -> Tensor:
         """Scores of the baselines, of shape (N,). One row for each example, run once however often this is asked."""
-        if self._baseline_output is None:
+        if not self._baseline_outputs:
             some = self._masked_inputs()[self.first_masked].difference
 
             def nothing(rows: slice, size: Sequence[int]) -> Tensor:
                 return some.new_zeros(rows.stop - rows.start, 1, *size)
 
             each = torch.arange(self.examples, device=some.device)
-            self._baseline_output = torch.cat(list(self._masked_outputs(nothing, each, lambda output, rows: output)))
-        return self._scores(self._baseline_output, None, score_fn)
+            parts = self._masked_outputs(nothing, each, lambda output, rows: output)
+            self._baseline_outputs.append(torch.cat(list(parts)))
+        return self._scores(self._baseline_outputs[0], None, score_fn)
 
     def masked_scores(self, masks: Masks, rows: Tensor, score_fn: ScoreFn) -> Tensor:
         """Scores of ``baseline + mask * (input - baseline)``.
@@ -344,7 +353,7 @@ class Call:
             score_fn (callable): From raw output to scores.
 
         Returns:
-            Tensor: Of shape (R,), float32 or float64.
+            Tensor: Of shape (R,), float64 (float32 on devices without it).
         """
         if not len(rows):
             return torch.empty(0, device=rows.device)
@@ -389,20 +398,23 @@ class Call:
 
     def _difference(self, index: int) -> tuple[Tensor, float | Tensor]:
         x = self.inputs[index].detach()
-        base = self.baselines[index] if isinstance(self.baselines, tuple) else self.baselines
+        if x.shape[0] != self.examples:
+            raise ValueError(
+                f"inputs: number {index} holds {x.shape[0]} examples and the first {self.examples}; name those to mask "
+                "in mask_inputs"
+            )
+        base: Any = self.baselines[index] if isinstance(self.baselines, tuple) else self.baselines
         base = 0 if base is None else base
         if isinstance(base, Tensor):
-            if base.dim() and (base.shape[1:] != x.shape[1:] or base.shape[0] not in (1, x.shape[0])):
-                raise ValueError(
-                    f"baselines: shape {tuple(base.shape)} fits neither the input's {tuple(x.shape)} "
-                    "nor one example of it"
-                )
-            base = base.detach().to(x.dtype).expand_as(x)
-        elif not isinstance(base, (int, float)):
+            if base.dim() not in (0, x.dim()) or any(
+                b not in (1, n) for b, n in zip(base.shape, x.shape, strict=False)
+            ):
+                raise ValueError(f"baselines: shape {tuple(base.shape)} does not fit the input's {tuple(x.shape)}")
+            base = base.detach().to(x).expand_as(x)
+            return x - base, base
+        if not isinstance(base, Real):
             raise TypeError(f"baselines must be numbers or tensors, not {type(base).__name__}")
-        elif base == 0:
-            return x, 0
-        return x - base, base
+        return (x - float(base), float(base)) if base else (x, 0)
 
     def _masked_outputs(
         self, masks: Masks, rows: Tensor, reduce: Callable[[Tensor, Tensor], Tensor]
@@ -415,6 +427,8 @@ class Call:
         while start < len(rows):
             stop, layout = pace.next(start)
             stop = min(stop, len(rows))
+            if len(rows) - stop < self._least_rows:
+                stop = len(rows)
             some = rows[start:stop]
             before = pace.now()
             try:
@@ -422,7 +436,7 @@ class Call:
                     inputs = self._masked_rows(masks, slice(start, stop), some, layout)
                     arguments = self.arguments and tuple(_take(a, some, self.examples) for a in self.arguments)
                     output = _run_forward(self.forward_func, inputs, None, arguments)
-                    result = reduce(self._check_output(output, len(some)), some)
+                    result = reduce(self._check_output(output, len(some)), some).clone()
             except RuntimeError as error:  # torch.OutOfMemoryError is one
                 if not pace.recover(error, stop - start, layout):
                     raise
@@ -456,21 +470,23 @@ class Call:
         if self.perturbations_per_eval is not None:
             return _FixedPace(rows, self.examples, self.perturbations_per_eval, _layout_of(x))
         if self._pace is None:
-            self._pace = _TimedPace(x)
+            self._pace = _TimedPace(x, self._least_rows)
         return self._pace
 
 
-def warn_if_training(forward_func: Any, layer: Layer) -> None:
-    """Say once that a model in train mode is not what anybody wants explained."""
+def warn_if_training(forward_func: Any, layer: Layer) -> bool:
+    """Whether the model is in train mode; if so, say once that this is not what anybody wants explained."""
     known = forward_func if isinstance(forward_func, nn.Module) else layer
     roots = [known] if isinstance(known, nn.Module) else known
     # Leaves only: a DataParallel around a model in eval mode is itself in train mode.
-    if any(module.training for root in roots for module in root.modules() if not any(module.children())):
+    training = any(module.training for root in roots for module in root.modules() if not any(module.children()))
+    if training:
         warnings.warn(
             "the model is in train mode: masked passes move its batch-norm statistics and dropout makes its scores "
             "random; call model.eval() before attribute()",
             stacklevel=5,
         )
+    return training
 
 
 @contextlib.contextmanager
@@ -566,15 +582,15 @@ class _TimedPace:
     _HOPELESS = 1.25  # a layout this much slower than the best is not tried at larger sizes
     _PATIENCE = 2  # sizes in a row without a gain before the search ends
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, least: int = 1) -> None:
         self._device = x.device
         row_bytes = max(1, x[0].numel() * x.element_size())
         if x.device.type == "cpu":
-            first, memory = 1, 16 * 2**20  # bytes of masked rows: past the cache they only get slower
+            first, memory = least, 16 * 2**20  # bytes of masked rows: past the cache they only get slower
         else:
             free = torch.cuda.mem_get_info(x.device)[0] if x.device.type == "cuda" else 2**32
             first, memory = 8, free // 64  # a network needs some fifty times its input for activations
-        self._limit = max(1, min(memory // row_bytes, 1024))
+        self._limit = max(least, min(memory // row_bytes, 1024))
         self._size = min(first, self._limit)
         other = _channels_last(x)
         self._layouts = [torch.contiguous_format] + ([other] if other is not None and x.shape[1] > 1 else [])

@@ -33,6 +33,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
+def _precise(tensor: Tensor) -> Tensor:
+    """``tensor`` in float64 where its device has it: differences of probabilities live in their last digits."""
+    return at_least_float32(tensor) if tensor.device.type == "mps" else tensor.double()
+
+
 def _spatial(tensor: Tensor) -> tuple[int, ...]:
     return tuple(range(2, tensor.dim()))
 
@@ -62,9 +67,14 @@ def normalize(maps: Tensor) -> Tensor:
     maps = at_least_float32(maps)
     dims = tuple(range(1, maps.dim()))
     low, high = maps.amin(dims, keepdim=True), maps.amax(dims, keepdim=True)
+    varies = _varies(low, high)
+    return torch.where(varies, (maps - low) / torch.where(varies, high - low, 1.0), 0.0)
+
+
+def _varies(low: Tensor, high: Tensor) -> Tensor:
+    """Whether a range is one, and not just float noise on a constant."""
     span = high - low
-    varies = span.isfinite() & (span > FLOOR * torch.maximum(low.abs(), high.abs()))
-    return torch.where(varies, (maps - low) / torch.where(varies, span, 1.0), 0.0)
+    return span.isfinite() & (span > FLOOR * torch.maximum(low.abs(), high.abs()))
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -129,9 +139,7 @@ def live_channels(activations: Tensor) -> Tensor:
         tensor([[False, False,  True]])
     """
     flat = at_least_float32(activations).flatten(2)
-    low, high = flat.amin(2), flat.amax(2)
-    span = high - low
-    return span.isfinite() & (span > FLOOR * torch.maximum(low.abs(), high.abs()))
+    return _varies(flat.amin(2), flat.amax(2))
 
 
 # ------------------------------------------------------------------------------------------------------------- scores
@@ -147,10 +155,14 @@ def _softmax(output: Tensor) -> Tensor:
             'score_fn="softmax" over a single output column is 1 for every input; '
             'use score_fn="sigmoid" for a binary head or score_fn="identity" for a regression'
         )
-    return output.softmax(1)
+    return _precise(output).softmax(1)
 
 
-_SCORE_FNS: dict[str, ScoreFn] = {"softmax": _softmax, "sigmoid": torch.sigmoid, "identity": _identity}
+def _sigmoid(output: Tensor) -> Tensor:
+    return _precise(output).sigmoid()
+
+
+_SCORE_FNS: dict[str, ScoreFn] = {"softmax": _softmax, "sigmoid": _sigmoid, "identity": _identity}
 
 
 def score_function(score_fn: str | ScoreFn) -> ScoreFn:
@@ -161,16 +173,17 @@ def score_function(score_fn: str | ScoreFn) -> ScoreFn:
             of shape (N, ...) with two or more dimensions, to scores of a shape that the target can index.
 
     Returns:
-        callable: It computes in at least float32. An output of shape (N,) is the score itself and stays as it is.
+        callable: It returns float64 (float32 on devices without it): the contributions of masks are differences of
+        scores. A function of your own is given at least float32. An output of shape (N,) is the score itself.
 
     Raises:
         ValueError: If the name is unknown; when called, for a softmax over a single column.
-        TypeError: If ``score_fn`` is neither a name nor callable.
+        TypeError: If ``score_fn`` is neither a name nor callable, or returns anything but a tensor.
 
     Examples::
 
         >>> score_function("softmax")(torch.zeros(1, 4))
-        tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
+        tensor([[0.2500, 0.2500, 0.2500, 0.2500]], dtype=torch.float64)
     """
     if isinstance(score_fn, str):
         if score_fn not in _SCORE_FNS:
@@ -182,8 +195,10 @@ def score_function(score_fn: str | ScoreFn) -> ScoreFn:
         raise TypeError(f"score_fn must be a name or a callable, not {type(score_fn).__name__}")
 
     def scores(output: Tensor) -> Tensor:
-        output = at_least_float32(output)
-        return function(output) if output.dim() > 1 else output
+        found = function(at_least_float32(output)) if output.dim() > 1 else output
+        if not isinstance(found, Tensor):
+            raise TypeError(f"score_fn must return a tensor, not {type(found).__name__}")
+        return _precise(found)
 
     return scores
 
@@ -406,8 +421,8 @@ def weigh(maps: tuple[Tensor, Tensor], weights: Tensor) -> tuple[Tensor, Tensor]
         >>> weigh((torch.ones(1, 1, 2), torch.ones(1, 1, 2)), torch.tensor([[0.25, 0.75]]))
         (tensor([[[0.2500, 0.2500]]]), tensor([[[0.7500, 0.7500]]]))
     """
-    shape = (-1, *[1] * (maps[0].dim() - 1))
-    return maps[0] * weights[:, 0].reshape(shape), maps[1] * weights[:, 1].reshape(shape)
+    first, second = weights.to(maps[0].dtype).reshape(-1, 2, *[1] * (maps[0].dim() - 1)).unbind(1)
+    return maps[0] * first, maps[1] * second
 
 
 def similarity_fusion(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,10 +72,15 @@ def test_components_share_the_pass_and_the_baseline(model: Any, x: Tensor) -> No
     fusion.attribute(x, 1)
     assert counted.rows == alive + 5 * 4
     counted.rows = 0
+    LayerFusionCAM(counted, model.relu2, region_method=region).attribute(
+        x, 1, gradient_kwargs={"attr_dim_summation": True}, region_kwargs={"perturbations_per_eval": 3}
+    )
+    assert counted.rows == alive + 5 * 4
+    counted.rows = 0
     nested = LayerFusionCAM(counted, model.relu2, None, LayerUnionCAM(counted, model.relu2, region), region)
     nested.attribute(x, 1, region_kwargs={"perturbations_per_eval": 2})
     assert counted.rows == 2 * alive + (5 + 3) * 4, "the union's own three masked rows, no second clean or baseline"
-    assert backward == [4, 4]
+    assert backward == [4, 4, 4]
 
 
 def test_no_backward_pass_where_no_component_needs_one(model: Any, x: Tensor) -> None:
@@ -83,6 +88,9 @@ def test_no_backward_pass_where_no_component_needs_one(model: Any, x: Tensor) ->
     score = LayerScoreCAM(model, model.relu2)
     LayerFusionCAM(model, model.relu2, None, score, score).attribute(x, 1)
     assert backward == []
+    own = {"relu_attributions": True, "attr_dim_summation": False}
+    LayerFusionCAM(model, model.relu2).attribute(x, 1, gradient_kwargs=own)
+    assert backward == [4], "the component's own"
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])

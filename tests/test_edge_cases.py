@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import (
@@ -18,7 +19,7 @@ from captum.attr import (
 from torch import Tensor, nn
 
 from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM
-from tests.networks import Counter, DictLayer, FlatHead, Net, Views, hooks_on, images, make
+from tests.networks import Counter, DictLayer, FlatHead, Net, Score, Views, hooks_on, images, make
 from tests.test_contract import same
 
 CLASSES = [LayerFusionCAM, LayerUnionCAM, LayerScoreCAM]
@@ -148,6 +149,69 @@ def test_create_graph_keeps_the_result_in_the_graph() -> None:
     same(result.detach(), fusion.attribute(x, 1))
 
 
+def test_a_head_that_squeezes_single_rows(cls: Any) -> None:
+    class Squeezes(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[:, :1].squeeze()
+
+    model, plain, x = make(Squeezes), make(Score), images(3, 3, 8, 8)
+    same(cls(model, model.relu2).attribute(x), cls(plain, plain.relu2).attribute(x))
+    same(cls(model, model.relu2).attribute(x[:1]), cls(plain, plain.relu2).attribute(x[:1]))
+
+
+@pytest.mark.filterwarnings("ignore:the model is in train mode")
+@pytest.mark.parametrize("live", [5, 8])
+def test_a_train_mode_that_refuses_single_rows(cls: Any, live: int) -> None:
+    class Refuses(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8))
+            with torch.no_grad():
+                self.conv2.weight[live:] = 0
+
+    model = make(Refuses).train()
+    assert cls(model, model.conv2).attribute(images(3, 3, 8, 8), 1).isfinite().all()
+
+
+def test_a_network_that_reuses_the_memory_of_its_output(cls: Any) -> None:
+    class Reuses(Score):
+        buffer = torch.zeros(64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.buffer[: x.shape[0]]
+            return out.copy_(super().forward(x)) if not torch.is_grad_enabled() else super().forward(x)
+
+    model, plain, x = make(Reuses), make(Score), images(3, 3, 8, 8)
+    with torch.no_grad():
+        same(cls(model, model.relu2).attribute(x), cls(plain, plain.relu2).attribute(x))
+
+
+def test_a_target_made_under_inference_mode(cls: Any) -> None:
+    model, x = make(), images(3, 3, 8, 8)
+    with torch.inference_mode():
+        target = model(x).argmax(1)
+    same(cls(model, model.relu2).attribute(x, target), cls(model, model.relu2).attribute(x, target.tolist()))
+
+
+@pytest.mark.parametrize(
+    "baseline", [0.5, np.float32(0.5), torch.tensor(0.5), torch.full((1, 3, 1, 1), 0.5), torch.full((2, 3, 8, 8), 0.5)]
+)
+def test_forms_of_baselines(cls: Any, baseline: Any) -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    result = cls(model, model.relu2).attribute(x, 1, baselines=baseline)
+    shifted = cls(lambda y: model(y + 0.5), model.relu2).attribute(x - 0.5, 1)
+    same(result, shifted)
+    same(cls(model, model.relu2).attribute(x, 1, baselines=None), cls(model, model.relu2).attribute(x, 1))
+
+
+def test_batches_of_networks_with_little_contrast_equal_one_by_one(cls: Any) -> None:
+    for seed in range(8):
+        model, x, targets = make(seed=seed), images(4, 3, 8, 8, seed=seed), [0, 1, 2, 3]
+        method = cls(model, model.conv2)
+        alone = torch.cat([method.attribute(x[[i]], targets[i], perturbations_per_eval=3) for i in range(4)])
+        torch.testing.assert_close(method.attribute(x, targets), alone, rtol=0, atol=1e-5)
+
+
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -216,7 +280,7 @@ def test_a_forward_func_that_loses_rows(cls: Any) -> None:
 
 BAD_ARGUMENTS = {
     "baselines": [(0, 0), torch.zeros(4, 3, 8, 8), torch.zeros(1, 3, 9, 9)],
-    "mask_inputs": [[1], [-1], ["x"], []],
+    "mask_inputs": [[1], [-1], ["x"], [], 0, "0"],
     "perturbations_per_eval": [0, -1, 2.0, True],
 }
 
@@ -240,6 +304,11 @@ def test_bad_types(cls: Any) -> None:
         cls(model, model.relu2).attribute(images(2, 3, 8, 8), 1, baselines="black")
     with pytest.raises(TypeError, match="score_fn"):
         cls(model, model.relu2, score_fn=3)
+    with pytest.raises(ValueError, match="inputs: number 1 holds 3 examples and the first 2"):
+        cls(lambda a, b: model(a), model.relu2).attribute((images(2, 3, 8, 8), images(3, 3, 8, 8)), 1)
+    for fusion in (LayerFusionCAM, LayerUnionCAM):
+        with pytest.raises(TypeError, match="score_fn must return a tensor, not int"):
+            fusion(model, model.relu2, score_fn=lambda output: 3).attribute(images(2, 3, 8, 8), 1)
 
 
 def test_bad_options() -> None:
@@ -296,7 +365,9 @@ def test_any_attribution_can_be_a_component(name: str) -> None:
     expected = ((raw - low) / (high - low)).nan_to_num(0.0)
     assert expected[0].amax() == 1
     fusion = LayerFusionCAM(model, model.relu2, None, component, theta=0)
-    _, details = fusion.attribute(x, targets, gradient_kwargs=kwargs, return_details=True)
+    result, details = fusion.attribute(x, targets, gradient_kwargs=kwargs, return_details=True)
+    assert not result.requires_grad
+    assert not any(field.requires_grad for field in details if field is not None)
     same(details.gradient_map, expected)
     for cls in (LayerFusionCAM, LayerUnionCAM):
         union = cls(model, model.relu2, region_method=component)
@@ -313,6 +384,13 @@ def test_components_do_not_touch_the_input() -> None:
     with torch.inference_mode():
         inside = LayerFusionCAM(model, model.relu2, None, Saliency(model)).attribute(x.clone(), 1)
     same(inside, LayerFusionCAM(model, model.relu2, None, Saliency(model)).attribute(x, 1))
+
+
+def test_sharing_a_pass_does_not_change_what_masks_show() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    shared = LayerFusionCAM(model, model.relu2, region_method=LayerScoreCAM(model, model.relu2))
+    apart = LayerFusionCAM(model, model.relu2, region_method=LayerScoreCAM(lambda y: model(y), model.relu2))
+    same(apart.attribute(x, 1, baselines=0.7), shared.attribute(x, 1, baselines=0.7))
 
 
 def test_a_component_that_fits_nothing() -> None:

@@ -135,10 +135,14 @@ class CAM(LayerAttribution):
         mask_inputs: Sequence[int] | None = None,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
+        gradients: bool | None = None,
         grad_kwargs: dict[str, Any] | None = None,
     ) -> list[Any]:
-        """Run one call: the layer pass, then ``compute``, which gives a list with an entry for each layer."""
-        warn_if_training(self.forward_func, self.layer)
+        """Run one call: the layer pass, then ``compute``, which gives a list with an entry for each layer.
+
+        ``gradients`` says whether the pass differentiates, where a call's arguments overrule :attr:`uses_gradients`.
+        """
+        training = warn_if_training(self.forward_func, self.layer)
         with progress_bar(show_progress, self.get_name()) as bar:
             call = Call(
                 self.forward_func,
@@ -149,9 +153,11 @@ class CAM(LayerAttribution):
                 baselines=baselines,
                 mask_inputs=mask_inputs,
                 perturbations_per_eval=perturbations_per_eval,
+                training=training,
                 bar=bar,
             )
-            return compute(call, call.layer_pass(self.layer, self.device_ids, self.uses_gradients, grad_kwargs))
+            wanted = self.uses_gradients if gradients is None else gradients
+            return compute(call, call.layer_pass(self.layer, self.device_ids, wanted, grad_kwargs))
 
     def _per_layer(self, results: list[Any]) -> Any:
         """The list for a list of layers, the only entry for a single layer."""

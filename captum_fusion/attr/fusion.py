@@ -42,7 +42,8 @@ class FusionDetails(NamedTuple):
         union_weights: Weights of the gradient and the region map in the union, (N, 2).
         fusion_weights: Weights of the union and the region map in the last stage, (N, 2); one-hot for
             :class:`LayerUnionCAM`, which selects.
-        similarity_map: Where union and region map agree, 1 where they are equal; None for :class:`LayerUnionCAM`.
+        similarity_map: 1 minus the difference of the weighted union map and the weighted region map, so 1 where they
+            agree; None for :class:`LayerUnionCAM`.
         selected: Whether the union was selected over the region map, bool, (N,); None for :class:`LayerFusionCAM`.
     """
 
@@ -57,8 +58,8 @@ class FusionDetails(NamedTuple):
     union_contribution: Tensor
     union_weights: Tensor
     fusion_weights: Tensor
-    similarity_map: Tensor | None
-    selected: Tensor | None
+    similarity_map: Tensor | None = None
+    selected: Tensor | None = None
 
 
 #: For each tensor of a layer, the fused map and how it came about.
@@ -94,7 +95,15 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
             return False
         if isinstance(component, CAM):
             return kwargs.keys() <= {"baselines", "mask_inputs", "perturbations_per_eval"}
-        return type(component) is LayerGradCam and kwargs.keys() <= {"relu_attributions"}
+        if type(component) is not LayerGradCam or not kwargs.keys() <= {"relu_attributions", "attr_dim_summation"}:
+            return False
+        # The sum over channels and the ReLU that follow here make these no difference, unless the ReLU comes first.
+        return kwargs.get("attr_dim_summation", True) or not kwargs.get("relu_attributions", False)
+
+    def _shares_gradients(self, component: Attribution, kwargs: dict[str, Any] | None) -> bool:
+        if not self._shares_pass(component, kwargs or {}):
+            return False
+        return component.uses_gradients if isinstance(component, CAM) else True
 
     def _component_maps(
         self,
@@ -122,12 +131,16 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         call: Call,
         evaluations: list[LayerEvaluation],
     ) -> list[tuple[Tensor, ...]]:
-        given = {
+        given: dict[str, Any] = {
             "target": call.target,
             "additional_forward_args": call.arguments,
             "attribute_to_layer_input": call.attribute_to_layer_input,
         }
         inner = _inner(component)
+        if isinstance(inner, CAM):  # sharing a pass or not must not change what a mask shows
+            given["baselines"] = call.baselines
+            given["mask_inputs"] = call.mask_inputs
+            given["perturbations_per_eval"] = call.perturbations_per_eval
         accepted = inspect.signature(inner.attribute).parameters
         result = call.attribute_with(
             component,
@@ -145,7 +158,7 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
             tensors = tensors if isinstance(tensors, tuple) else (tensors,) * count
             if len(tensors) != count:
                 raise ValueError(f"{name} gives {len(tensors)} maps for a layer of {count} tensors")
-            maps.append(tensors)
+            maps.append(tuple(t.detach() if isinstance(t, Tensor) else t for t in tensors))
         return maps
 
     def _input_space(self, name: str, raw: Any, call: Call) -> Tensor:
@@ -162,8 +175,11 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
     # --------------------------------------------------------------------------------------------------- the union
 
     @staticmethod
-    def _to_output(fused: Tensor, call: Call) -> Tensor:
-        return fused.to(call.inputs[call.first_masked].dtype).contiguous()
+    def _finish(fused: Tensor, details: FusionDetails, call: Call) -> tuple[Tensor, FusionDetails]:
+        """The map in the input's dtype, and every float of the details in that of the maps."""
+        maps = details.region_map.dtype
+        found: list[Any] = [d.to(maps) if isinstance(d, Tensor) and d.is_floating_point() else d for d in details]
+        return fused.to(call.inputs[call.first_masked].dtype).contiguous(), FusionDetails(*found)
 
     def _scores_under(self, maps: list[Tensor], call: Call) -> list[Tensor]:
         """Score of the inputs under each of some maps, (N,) each, in as few calls of the network as can be."""
@@ -186,8 +202,10 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         total = pair.sum(1, keepdim=True) + 1e-8
         return torch.where(total != 0, pair / torch.where(total != 0, total, 1.0), 0.0)
 
-    def _union(self, gradient: Tensor, denoised: Tensor, region: Tensor, call: Call) -> FusionDetails:
-        """Everything up to the union map and its contribution; the last stage is the subclass's."""
+    def _union(
+        self, gradient: Tensor, denoised: Tensor, region: Tensor, call: Call
+    ) -> tuple[FusionDetails, tuple[Tensor, Tensor]]:
+        """Everything up to the union, and the scores under union and region map. The last stage is the subclass's."""
         score_fn = formulas.score_function(self.score_fn)
         baseline = call.baseline_scores(score_fn).to(denoised.device)
         gradient_score, region_score = self._scores_under([denoised, region], call)
@@ -195,7 +213,7 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         weights = self._stage_weights(*contributions)
         union = formulas.normalize(torch.add(*formulas.weigh((denoised, region), weights)))
         (union_score,) = self._scores_under([union], call)
-        return FusionDetails(
+        details = FusionDetails(
             gradient_map=gradient,
             denoised_map=denoised,
             region_map=region,
@@ -206,10 +224,9 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
             region_contribution=contributions[1],
             union_contribution=self._contribution(union_score, baseline),
             union_weights=weights,
-            fusion_weights=weights,
-            similarity_map=None,
-            selected=None,
+            fusion_weights=torch.empty_like(weights),
         )
+        return details, (union_score, region_score)
 
     def _fuse(self, call: Call, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
         raise NotImplementedError
@@ -241,7 +258,8 @@ class LayerFusionCAM(_Fusion):
     ``weighting="normalized"`` counts negative contributions as 0 and lets the weights of both stages sum to 1 (equal
     where both contributions vanish). ``"raw"`` takes contributions as weights as they are, and ``"official"``
     reproduces the authors' published code, which normalises signed contributions and mixes scales in the second
-    stage; both can turn a map upside down when a contribution is negative.
+    stage; both can turn a map upside down when a contribution is negative. Only the weights are theirs: components,
+    threshold and normalisation stay as above.
 
     Any captum attribution can be either component. Components of this package on the same layer and function, and
     captum's ``LayerGradCam``, share one layer pass. Cost with the default components, for each example: one forward
@@ -298,8 +316,7 @@ class LayerFusionCAM(_Fusion):
     @property
     def uses_gradients(self) -> bool:
         """Whether a component that shares the layer pass needs its gradients."""
-        shared = [c for c in (self.gradient_method, self.region_method) if self._shares_pass(c, {})]
-        return any(component.uses_gradients if isinstance(component, CAM) else True for component in shared)
+        return any(self._shares_gradients(component, None) for component in (self.gradient_method, self.region_method))
 
     @log_usage()
     @documented
@@ -324,7 +341,8 @@ class LayerFusionCAM(_Fusion):
         Args:
             {shared_args}
             {masked_args}
-            gradient_kwargs (dict, optional): Further arguments of the gradient component's ``attribute``.
+            gradient_kwargs (dict, optional): Further arguments of the gradient component's ``attribute``. Captum's
+                own components take their baselines here; those of this package have the fusion's.
                 Default: None
             region_kwargs (dict, optional): Further arguments of the region component's ``attribute``.
                 Default: None
@@ -369,6 +387,8 @@ class LayerFusionCAM(_Fusion):
             mask_inputs=mask_inputs,
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
+            gradients=self._shares_gradients(self.gradient_method, gradient_kwargs)
+            or self._shares_gradients(self.region_method, region_kwargs),
             grad_kwargs=grad_kwargs,
         )
         return self._result(fused, return_details)
@@ -386,13 +406,13 @@ class LayerFusionCAM(_Fusion):
         ]
 
     def _fuse_pair(self, gradient: Tensor, region: Tensor, call: Call) -> tuple[Tensor, FusionDetails]:
-        details = self._union(gradient, formulas.denoise(gradient, self.theta), region, call)
+        details, _ = self._union(gradient, formulas.denoise(gradient, self.theta), region, call)
         # The published code normalises the union's contribution against the region's weight of the first stage.
         rival = details.union_weights[:, 1] if self.weighting == "official" else details.region_contribution
         weights = self._stage_weights(details.union_contribution, rival)
         fused, similarity = formulas.similarity_fusion(*formulas.weigh((details.union_map, region), weights))
         details = details._replace(fusion_weights=weights, similarity_map=similarity)
-        return self._to_output(formulas.normalize(fused), call), details
+        return self._finish(formulas.normalize(fused), details, call)
 
 
 class LayerUnionCAM(_Fusion):
@@ -409,8 +429,8 @@ class LayerUnionCAM(_Fusion):
     5. the result is ``L_DR`` where ``b_DR > b_Reg``, else ``L_Reg`` (eq. 8), for each example by itself.
 
     ``weighting="normalized"`` counts negative contributions as 0 (equal weights where both vanish); ``"raw"`` is eq. 6
-    to the letter; ``"official"`` reproduces the only published code, which also multiplies the selected map by its
-    contribution, so that a negative one turns it upside down.
+    to the letter; ``"official"`` reproduces the weights of the Fusion-CAM authors' code, which also multiplies the
+    selected map by its contribution, so that a negative one turns it upside down.
 
     The denoising is usually inert: for a network that ends in global pooling a channel's gradient is constant over
     space and nothing lies below its percentile. For such networks ``alpha="count"`` is recommended, because the
@@ -553,19 +573,15 @@ class LayerUnionCAM(_Fusion):
 
     def _select(self, gradient: Tensor, region: Tensor, call: Call) -> tuple[Tensor, FusionDetails]:
         gradient = self._input_space("layer", gradient, call)
-        details = self._union(gradient, gradient, region, call)
-        union_score, region_score = (
-            details.baseline_score + b for b in (details.union_contribution, details.region_contribution)
-        )
-        selected = self._contribution(union_score, region_score) > 0
-        union_share = selected.to(region.dtype)
-        details = details._replace(selected=selected, fusion_weights=torch.stack([union_share, 1 - union_share], 1))
+        details, scores = self._union(gradient, gradient, region, call)
+        selected = self._contribution(*scores) > 0
+        details = details._replace(selected=selected, fusion_weights=torch.stack([selected, ~selected], 1).to(region))
         shape = (-1, *[1] * (region.dim() - 1))
         result = torch.where(selected.reshape(shape), details.union_map, region)
         if self.weighting == "official":
             winner = torch.where(selected, details.union_contribution, details.region_contribution)
-            result = formulas.normalize(winner.reshape(shape) * result)
-        return self._to_output(result, call), details
+            result = formulas.normalize(winner.to(result).reshape(shape) * result)
+        return self._finish(result, details, call)
 
 
 def _component(name: str, given: Attribution | None, default: type[LayerAttribution], fusion: CAM) -> Attribution:
