@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from captum.attr import LayerGradCam
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -194,8 +195,13 @@ def _explain(options: argparse.Namespace) -> None:
         raise CommandError(str(error)) from error
     model = loaded.model.to(device)
     first = loaded.preprocess(_open_image(Path(options.images[0]))).to(device)
-    with torch.no_grad():
-        output = model(first)
+    try:
+        with torch.no_grad():
+            output = model(first)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise CommandError(
+            f"model: {options.model} does not take an input of shape {tuple(first.shape)} ({_first_line(error)})"
+        ) from error
     if not isinstance(output, Tensor) or output.dim() != 2:
         raise CommandError(f"model: {options.model} must return a tensor of shape (N, classes)")
     if loaded.class_names is None and output.shape[1] == 1000:
@@ -217,8 +223,8 @@ def _explain(options: argparse.Namespace) -> None:
         image = loaded.preprocess(_open_image(Path(file))).to(device)
         try:
             figure, heat, line = _explain_image(method, model, image, target, loaded, options)
-        except ValueError as error:  # a layer without spatial dimensions, say
-            raise CommandError(str(error)) from error
+        except (ValueError, TypeError, AssertionError) as error:  # a layer without spatial dimensions, say
+            raise CommandError(f"{options.method} on layer {layer_name}: {_first_line(error)}") from error
         path = options.output / f"{stem}_{options.method}.png"
         _write_figure(path, figure)
         if options.save_map:
@@ -241,8 +247,12 @@ def _explain_image(
     details: FusionDetails | None = None
     if isinstance(method, (LayerFusionCAM, LayerUnionCAM)):
         heat, details = method.attribute(image, target, return_details=True)
+        if not isinstance(heat, Tensor):
+            raise ValueError("the layer must return one tensor, not several; name a part of it")
     else:
         raw = method.attribute(image, target)
+        if not isinstance(raw, Tensor) or raw.dim() != image.dim():
+            raise ValueError("the layer must return one tensor (N, channels, height, width)")
         heat = functional.normalize(functional.upsample(raw.detach().relu(), image.shape[2:]))
     before, kept = (_scores(model, shown, [target], options.score_fn)[0] for shown in (image, image * heat))
     name, label = options.method, str(target) if loaded.class_names is None else loaded.class_names[target]
@@ -273,20 +283,32 @@ def _score_options(options: argparse.Namespace) -> dict[str, str]:
 def _open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
-            converted: Image.Image = image.convert("RGB")
-            return converted
+            upright: Image.Image = ImageOps.exif_transpose(_eight_bit(image, path)).convert("RGB")
+            return upright
     except FileNotFoundError as error:
         raise CommandError(f"there is no file {path}") from error
     except UnidentifiedImageError as error:
         raise CommandError(f"{path} is not an image") from error
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
         raise CommandError(f"{path} could not be read as an image ({error})") from error
+
+
+def _eight_bit(image: Image.Image, path: Path) -> Image.Image:
+    """Pictures of 16 bits a pixel, which Pillow would clip instead of scaling them; others as they are."""
+    if image.mode == "F":
+        raise CommandError(f"{path} holds floating point numbers; save it as an 8 or 16 bit picture")
+    if not image.mode.startswith("I"):
+        return image
+    pixels = np.asarray(image)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise CommandError(f"{path} holds more than 16 bits a pixel; save it as an 8 or 16 bit picture")
+    return Image.fromarray((pixels / 257).round().astype(np.uint8))
 
 
 def _target(wanted: str, outputs: int, names: Sequence[str] | None) -> int | None:
     if wanted == "auto":
         return None
-    if wanted.lstrip("-").isdigit():
+    if re.fullmatch("-?[0-9]+", wanted):
         if not 0 <= int(wanted) < outputs:
             raise CommandError(f"target: {wanted} is not one of the classes 0 to {outputs - 1}")
         return int(wanted)
@@ -307,10 +329,14 @@ def _target(wanted: str, outputs: int, names: Sequence[str] | None) -> int | Non
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise CommandError(f"device: {name} is not available here ({str(error).splitlines()[0]})") from error
+        raise CommandError(f"device: {name} is not available here ({_first_line(error)})") from error
     return device
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _stems(files: Sequence[str]) -> list[str]:
@@ -325,8 +351,9 @@ def _stems(files: Sequence[str]) -> list[str]:
 
 
 def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise CommandError(f"output: {folder} is a file, not a folder")
+    for each in (folder, *folder.parents):
+        if each.exists() and not each.is_dir():
+            raise CommandError(f"output: {each} is a file, not a folder")
 
 
 def _write_figure(path: Path, figure: Figure) -> None:

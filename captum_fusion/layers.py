@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
     """The submodule with a dotted name.
@@ -39,11 +41,12 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
     """The last convolutional stage: what most papers explain.
 
-    Of the modules that hold a convolution and return a map with more than one position, the last to finish in a
-    forward pass; in ties the outermost. A convolution that only makes class scores (as in SqueezeNet) does not count.
+    Of the modules that hold a convolution and return a map ``(N, channels, *spatial)`` with more than one position, the
+    last to finish in a forward pass, which is the outermost of nested ones. A convolution that only makes class
+    scores (as in SqueezeNet) does not count, nor do maps with their channels last (as in Swin transformers).
 
     Args:
-        model (Module): The network; it is run once, without gradients.
+        model (Module): The network; it is run once, without gradients, in the mode that it is in.
         inputs (Tensor): What it takes, the first of shape ``(N, channels, *spatial)``.
 
     Returns:
@@ -51,7 +54,7 @@ def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
         for VGG, MobileNet and SqueezeNet.
 
     Raises:
-        ValueError: If no such layer exists, as in a pure transformer.
+        ValueError: If no such layer exists, as in a transformer.
 
     Examples::
 
@@ -59,20 +62,24 @@ def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
         >>> default_layer(net, torch.rand(1, 3, 8, 8))
         ('0', Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1)))
     """
-    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     names = {
         module: name
         for name, module in model.named_modules()
-        if name and any(isinstance(each, convolutions) for each in module.modules())
+        if name and any(isinstance(each, _CONVOLUTIONS) for each in module.modules())
     }
-    finished: list[tuple[nn.Module, int]] = []
+    stages: list[tuple[nn.Module, torch.Size]] = []
+    channels_last: set[torch.Size] = set()
+    linear_after: set[nn.Module] = set()
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
-        rank = inputs[0].dim()
-        if isinstance(output, Tensor) and output.dim() == rank and min(output.shape[2:], default=0) > 1:
-            finished.append((module, output.shape[1]))
+        if isinstance(module, nn.LayerNorm) and module.normalized_shape == tuple(args[0].shape[-1:]):
+            channels_last.add(args[0].shape)
+        if isinstance(module, nn.Linear):
+            linear_after.update(stage for stage, _ in stages)
+        if module in names and isinstance(output, Tensor) and output.dim() == inputs[0].dim() > 2:
+            stages.append((module, output.shape))
 
-    handles = [module.register_forward_hook(note) for module in names]
+    handles = [module.register_forward_hook(note) for module in model.modules()]
     try:
         with torch.no_grad():
             result = model(*inputs)
@@ -80,7 +87,13 @@ def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
         for handle in handles:
             handle.remove()
     classes = result.shape[1] if isinstance(result, Tensor) and result.dim() == 2 else None
-    stages = [module for module, channels in finished if channels != classes]
-    if not stages or any(isinstance(module, nn.MultiheadAttention) for module in model.modules()):
+    found = [
+        stage
+        for stage, shape in stages
+        if min(shape[2:]) > 1 and shape not in channels_last and (shape[1] != classes or stage in linear_after)
+    ]
+    # A transformer's only convolution cuts the picture into patches.
+    patches_only = sum(isinstance(module, _CONVOLUTIONS) for module in model.modules()) == 1 and channels_last
+    if not found or patches_only:
         raise ValueError("no convolutional stage with a spatial output was found; name the layer to explain")
-    return names[stages[-1]], stages[-1]
+    return names[found[-1]], found[-1]

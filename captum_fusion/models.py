@@ -9,7 +9,7 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,15 +145,15 @@ def _from_torchvision(name: str, weights: str | None, file: Path | None, whole_i
                 f"weights: {name} has {', '.join(published.__members__)}; {weights!r} is neither of them nor a file"
             )
         chosen = described = published[weights]
-    options = {"num_classes": _classes_in(_read_state(file), name)} if file is not None else {}
+    options = {} if file is None else _options_for(_read_state(file), name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some builders announce a change of their initialisation
-            model = models.get_model(name, weights=chosen, **{k: v for k, v in options.items() if v is not None})
+            model = models.get_model(name, weights=chosen, **options)
     except OSError as error:
         raise ValueError(f"weights: those of {name} could not be downloaded ({error})") from error
     names = list(described.meta["categories"])
-    if options.get("num_classes") not in (None, len(names)):
+    if options.get("num_classes", len(names)) != len(names):
         names = []
     return LoadedModel(name, model, *_with_transforms(described.transforms(), whole_image), names or None)
 
@@ -166,7 +166,7 @@ def _from_function(name: str, whole_image: bool) -> LoadedModel:
         sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"model: {name} could not be imported ({error})") from error
     if not callable(function):
         raise ValueError(f"model: {name} is not callable")
@@ -203,13 +203,22 @@ def _read_state(file: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise ValueError(f"weights: {file} is not a state dict of tensors")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state)
+
+
+def _without_wrapper(state: dict[str, Tensor], keys: Iterable[str]) -> dict[str, Tensor]:
+    """The state without the ``module.`` that a DataParallel puts before every key, unless the model has it, too."""
+    wrapped = all(key.startswith("module.") for key in state) and not any(key.startswith("module.") for key in keys)
+    return {key.removeprefix("module."): value for key, value in state.items()} if wrapped else state
 
 
 def _load_state(model: nn.Module, state: dict[str, Tensor], file: Path, name: str) -> None:
     ours = model.state_dict()
+    state = _without_wrapper(state, ours)
     missing = [key for key in ours if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in ours]
     wrong = [key for key in ours if key in state and ours[key].shape != state[key].shape]
@@ -222,14 +231,23 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], file: Path, name: st
     model.load_state_dict(state, strict=False)
 
 
-def _classes_in(state: dict[str, Tensor], name: str) -> int | None:
-    """How many classes the weights were trained for: the length of the model's last bias in the file."""
+def _options_for(state: dict[str, Tensor], name: str) -> dict[str, Any]:
+    """What torchvision's builder must be told so that the model fits the weights."""
     from torchvision import models
 
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         biases = [key for key, value in models.get_model(name, weights=None).named_parameters() if value.dim() == 1]
-    return state[biases[-1]].shape[0] if biases and biases[-1] in state else None
+    state = _without_wrapper(state, biases)
+    options: dict[str, Any] = {}
+    if biases and biases[-1] in state:  # as long as there are classes
+        options["num_classes"] = state[biases[-1]].shape[0]
+    if name in ("googlenet", "inception_v3"):
+        # Published weights of these two were trained on other preprocessing, which the model itself undoes; torchvision
+        # switches that on for them by name, but not for the same weights from a file.
+        options |= {"transform_input": True, "aux_logits": any("aux" in key.lower() for key in state)}
+        options["init_weights"] = False
+    return options
 
 
 def _read_classes(file: Path) -> list[str]:

@@ -112,13 +112,12 @@ def visualize_map(
             cmap=cmap,
             alpha_overlay=alpha_overlay,
             show_colorbar=show_colorbar,
-            title=title,
             use_pyplot=False,
         )
     else:
         axis.imshow(picture.mean(2), cmap="gray", vmin=0, vmax=1)
-        axis.set_title(title or "")
         axis.text(0.5, 0.5, "all zero", transform=axis.transAxes, ha="center", va="center", color="white")
+    axis.set_title(title or "", parse_math=False)
     axis.set_axis_off()
     return figure, axis
 
@@ -161,7 +160,7 @@ def visualize_grid(
                 axis.set_axis_off()
             else:
                 visualize_map(heat, image, fig_axis=(figure, axis), cmap=cmap)
-            axis.set_title(title, fontsize=8.5)
+            axis.set_title(title, fontsize=8.5, parse_math=False)
     return figure
 
 

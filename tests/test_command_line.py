@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from captum_fusion import demo
-from captum_fusion.__main__ import METHODS, main
-from tests.networks import make
+from captum_fusion.__main__ import METHODS, _open_image, main
+from tests.networks import TupleLayer, make
 
 SCENE = next(scene for scene in demo.load_scenes() if len(scene.labels) == 2)
 PICTURE = str(demo.scene_path(SCENE.name))
@@ -122,13 +122,34 @@ MISTAKES: dict[str, tuple[tuple[Any, ...], str]] = {
     "no file": (("absent.jpg", *BUNDLED), "there is no file absent.jpg"),
     "no image": ((__file__, *BUNDLED), "test_command_line.py is not an image"),
     "no layer": ((PICTURE, *BUNDLED, "--layer", "stage5"), "no layer 'stage5'; did you mean .*stage4"),
-    "no spatial layer": ((PICTURE, *BUNDLED, "--layer", "classifier"), "layer: the output of the layer must be"),
+    "no spatial layer": (
+        (PICTURE, *BUNDLED, "--layer", "classifier"),
+        "fusion-cam on layer classifier: layer: the output",
+    ),
     "no class": ((PICTURE, *BUNDLED, "--target", "thre"), "no class 'thre'; did you mean .*'three'"),
     "no index": ((PICTURE, *BUNDLED, "--target", "10"), "target: 10 is not one of the classes 0 to 9"),
     "below zero": ((PICTURE, *BUNDLED, "--target=-1"), "target: -1 is not one of"),
     "no model": ((PICTURE, "--model", "resnet5"), "there is no model 'resnet5'"),
     "no weights": ((PICTURE, "--model", "resnet18", "--weights", "absent.pt"), "weights: there is no file absent.pt"),
     "no weight file": ((PICTURE, "--model", "resnet18", "--weights", PICTURE), "weights: .* could not be read|execute"),
+    "no layer in use": (
+        (PICTURE, "--model", "tests.test_command_line:aside", "--layer", "aside", "--method", "grad-cam"),
+        "grad-cam on layer aside: Forward hook did not obtain any outputs",
+    ),
+    "no map": (
+        (PICTURE, *BUNDLED, "--layer", "classifier", "--method", "grad-cam"),
+        "grad-cam on layer classifier: the layer must return one tensor",
+    ),
+    "several tensors": (
+        (PICTURE, "--model", "tests.test_command_line:branches", "--layer", "branches"),
+        "fusion-cam on layer branches: the layer must return one tensor",
+    ),
+    "other channels": (
+        (PICTURE, "--model", "tests.test_command_line:grey"),
+        r"model: tests.test_command_line:grey does not take an input of shape \(1, 3, 224, 224\)",
+    ),
+    "superscript": ((PICTURE, *BUNDLED, "--target", "²"), "there is no class '²'"),
+    "meta": ((PICTURE, *BUNDLED, "--device", "meta"), "device: meta is not available"),
     "no device": ((PICTURE, *BUNDLED, "--device", "abacus"), "device: abacus is not available"),
     "no names": ((PICTURE, *BUNDLED, "--classes", "absent.txt"), "classes: absent.txt could not be read"),
 }
@@ -170,6 +191,20 @@ def test_a_binary_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (tmp_path / f"{Path(PICTURE).stem}_fusion-cam.npy").exists()
 
 
+def aside() -> torch.nn.Module:
+    model = make()
+    model.aside = torch.nn.Conv2d(3, 3, 1)
+    return model.eval()
+
+
+def branches() -> torch.nn.Module:
+    return make(TupleLayer)
+
+
+def grey() -> torch.nn.Module:
+    return make(channels=1)
+
+
 def one_output() -> torch.nn.Module:
     return make(outputs=1)
 
@@ -190,7 +225,35 @@ def test_output_must_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
     file.touch()
     assert explain(file, PICTURE, *BUNDLED) == 2
     assert main(["demo", "--output", str(file)]) == 2
+    assert main(["demo", "--output", str(file / "below")]) == 2
     assert "is a file, not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["upright", "turned", "sixteen bits"])
+def test_pictures_are_read_as_people_see_them(tmp_path: Path, kind: str) -> None:
+    ramp = np.tile(np.arange(64, dtype=np.uint16) * 1024, (32, 1))
+    picture = Image.fromarray(ramp if kind == "sixteen bits" else (ramp // 257).astype(np.uint8))
+    exif = Image.Exif()
+    if kind == "turned":  # as a phone held upright stores it
+        picture, exif[0x0112] = picture.transpose(Image.Transpose.ROTATE_90), 6
+    file = tmp_path / "picture.png"
+    picture.save(file, exif=exif)
+    read = np.asarray(_open_image(file))
+    assert read.shape == (32, 64, 3)
+    np.testing.assert_allclose(read[0, :, 0], ramp[0] / 257, atol=1.5)
+
+
+def test_pictures_of_floating_point_numbers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "scan.tiff"
+    Image.fromarray(np.ones((8, 8), np.float32)).save(file)
+    assert explain(tmp_path / "out", str(file), *BUNDLED) == 2
+    assert "holds floating point numbers" in capsys.readouterr().err
+
+
+def test_class_names_are_no_mathematics(tmp_path: Path) -> None:
+    names = tmp_path / "classes.txt"
+    names.write_text("\n".join([r"a$\x$"] * 10))
+    assert explain(tmp_path, PICTURE, *BUNDLED, "--classes", str(names), "--method", "grad-cam") == 0
 
 
 def test_a_figure_that_cannot_be_written_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,31 @@ def test_a_network_without_a_convolutional_stage() -> None:
             default_layer(model, torch.rand(1, 3, size, size))
 
 
+def test_maps_with_their_channels_last_do_not_count() -> None:
+    swin = torchvision.models.SwinTransformer(
+        [4, 4], embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=[4, 4], num_classes=5
+    )
+    with pytest.raises(ValueError, match="no convolutional stage"):
+        default_layer(swin.eval(), torch.rand(1, 3, 64, 64))
+
+
+def test_a_last_stage_with_as_many_channels_as_classes() -> None:
+    assert default_layer(make(outputs=8), images(1, 3, 8, 8))[0] == "conv2"
+
+
+def test_attention_above_a_convolutional_trunk() -> None:
+    class Pooled(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = self.relu2(self.conv2(self.relu1(self.conv1(x)))).flatten(2).transpose(1, 2)
+            return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+    assert default_layer(make(Pooled), images(1, 3, 8, 8))[0] == "conv2"
+
+
 def test_hooks_go_when_the_network_fails() -> None:
     model = make(Net)
     with pytest.raises(RuntimeError):

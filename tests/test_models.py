@@ -87,6 +87,25 @@ def test_number_of_classes_follows_the_file(tmp_path: Path) -> None:
     assert loaded.class_names is None, "they are not ImageNet's"
 
 
+@pytest.mark.parametrize("aux", [True, False])
+def test_networks_that_undo_the_preprocessing_themselves(tmp_path: Path, aux: bool) -> None:
+    file = tmp_path / "googlenet.pt"
+    torch.save(torchvision.models.googlenet(weights=None, aux_logits=aux, init_weights=False).state_dict(), file)
+    loaded = load_model("googlenet", str(file))
+    assert loaded.model.transform_input, "as torchvision does for its published weights"
+    assert loaded.model.aux_logits is aux
+
+
+def test_a_model_with_a_child_called_module(tmp_path: Path) -> None:
+    file = tmp_path / "wrapped.safetensors"
+    save_file(wrapped().state_dict(), file)
+    assert isinstance(load_model("tests.test_models:wrapped", str(file)).model, torch.nn.DataParallel)
+
+
+def wrapped() -> torch.nn.Module:
+    return torch.nn.DataParallel(make())
+
+
 def test_a_function_of_ones_own_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_network_for_this_test.py").write_text("from tests.networks import make\nbuild = lambda: make()\n")
     monkeypatch.chdir(tmp_path)
@@ -161,6 +180,7 @@ def write(file: Path, value: Any) -> Path:
         ("bundled", "DEFAULT", "its own weights"),
         ("nowhere.to_be:found", None, "model: nowhere.to_be:found could not be imported"),
         ("tests.networks:nothing", None, "could not be imported"),
+        ("..tests:nothing", None, "could not be imported"),
         ("tests.test_models:no_model", None, "must return a torch.nn.Module, not int"),
         ("tests.networks:hooks_on", None, "callable without arguments"),
         ("tests.test_models:GREY", None, "is not callable"),
@@ -178,6 +198,7 @@ def test_what_cannot_be_loaded(name: str, weights: str | None, message: str) -> 
         ("a.pt", b"no zip file", "could not be read|execute code"),
         ("a.safetensors", b"nor this", "could not be read"),
         ("a.pt", {"weight": 3}, "not a state dict"),
+        ("a.pt", {3: torch.zeros(2)}, "not a state dict"),
         (
             "a.pt",
             {"head.weight": torch.zeros(2)},

@@ -16,9 +16,12 @@ def block(language: str, number: int = 0) -> str:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)[number]
 
 
-def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require")
+def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(block("python"), {})
+    names: dict[str, object] = {}
+    exec(block("python"), names)
+    exec(block("python", 1), names)
     assert "torch.Size([2, 1, 96, 96])" in capsys.readouterr().out
     assert (tmp_path / "why.png").exists()
 
