@@ -169,7 +169,7 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
                 f"{name} must attribute a map of shape ({call.examples}, channels, {len(size)} spatial dimensions), "
                 f"not {shape}"
             )
-        raw = formulas.at_least_float32(raw.to(call.inputs[call.first_masked].device))
+        raw = raw.to(formulas.at_least_float32(call.inputs[call.first_masked][:0]))  # some of captum's give float64
         return formulas.normalize(formulas.upsample(raw.sum(1, keepdim=True).relu(), size))
 
     # --------------------------------------------------------------------------------------------------- the union
