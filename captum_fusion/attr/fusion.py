@@ -145,7 +145,7 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         result = call.attribute_with(
             component,
             isinstance(inner, GradientAttribution),
-            **{**{name: value for name, value in given.items() if name in accepted}, **kwargs},
+            **{**{key: value for key, value in given.items() if key in accepted}, **kwargs},
         )
         per_layer = result if isinstance(result, list) else [result] * len(evaluations)
         if len(per_layer) != len(evaluations):

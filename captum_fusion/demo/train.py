@@ -226,7 +226,7 @@ def bundle(model: nn.Module, digits: Digits, folder: Path, seed: int) -> None:
     Args:
         model: the trained network.
         digits: the digits to test with.
-        folder: where to write; PNG files already there are deleted.
+        folder: where to write. The scenes of an earlier run are removed first; other files stay.
         seed: of the scenes.
 
     Example::
@@ -238,8 +238,10 @@ def bundle(model: nn.Module, digits: Digits, folder: Path, seed: int) -> None:
         12
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
+    index_file = folder / "scenes.json"
+    for entry in json.loads(index_file.read_text(encoding="utf-8")) if index_file.exists() else []:
+        for old in (f"{entry['name']}.png", *(f"{entry['name']}_mask_{label}.png" for label in entry["labels"])):
+            (folder / old).unlink(missing_ok=True)
     chosen: dict[str, tuple[int, ...]] = {}
     for count, wanted in ((2, 5), (1, 2), (0, 1)):
         stream = _scene_stream(digits, count, BUNDLING, seed)
@@ -250,7 +252,7 @@ def bundle(model: nn.Module, digits: Digits, folder: Path, seed: int) -> None:
             for label, mask in zip(scene.labels, scene.masks, strict=True):
                 Image.fromarray(mask).save(folder / f"{name}_mask_{label}.png", optimize=True)
     index = [{"name": name, "labels": labels} for name, labels in chosen.items()]
-    (folder / "scenes.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    index_file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _scene_stream(digits: Digits, count: int, purpose: int, seed: int) -> Iterator[Drawing]:
