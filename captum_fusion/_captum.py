@@ -213,25 +213,16 @@ class Call:
         with _grad_mode(gradients), _check_hooks(layers, self.attribute_to_layer_input):
             saved, output = self._forward_with_layers(layers, gradients)
             selected = self._select(output, self.target)
-            evaluations = []
-            keys = {single: self._device_order(saved, single, device_ids) for single in layers}
-            for single in layers:
-                activations = _gather_distributed_tensors(saved[single], key_list=keys[single])
-                self._check_activations(activations, layers)
-                evaluations.append(LayerEvaluation(activations, None))
+            order = {single: self._device_order(saved, single, device_ids) for single in layers}
+            evaluations = [
+                LayerEvaluation(_gather_distributed_tensors(saved[single], key_list=order[single]), None)
+                for single in layers
+            ]
+            for single, (activations, _) in zip(layers, evaluations, strict=True):
+                self._check_activations(activations, single)
             if gradients:
-                every = [tensor for single in layers for key in keys[single] for tensor in saved[single][key]]
-                flat = iter(self._differentiate(selected, every, grad_kwargs or {}))
-                evaluations = [
-                    LayerEvaluation(
-                        activations,
-                        _gather_distributed_tensors(
-                            {key: tuple(next(flat) for _ in saved[single][key]) for key in keys[single]},
-                            key_list=keys[single],
-                        ),
-                    )
-                    for single, (activations, _) in zip(layers, evaluations, strict=True)
-                ]
+                found = self._gradients(selected, saved, layers, order, grad_kwargs or {})
+                evaluations = [LayerEvaluation(a, g) for (a, _), g in zip(evaluations, found, strict=True)]
             if detach:
                 evaluations = [LayerEvaluation(_detach(a), g if g is None else _detach(g)) for a, g in evaluations]
         self._output = output.detach().clone()  # the network may reuse the memory in its next call
@@ -266,8 +257,8 @@ class Call:
         order: list[torch.device] = _sort_key_list(list(saved[layer]), ids)
         return order
 
-    def _check_activations(self, activations: tuple[Tensor, ...], layers: list[nn.Module]) -> None:
-        where = f"the {'input' if self.attribute_to_layer_input else 'output'} of the layer"
+    def _check_activations(self, activations: tuple[Tensor, ...], layer: nn.Module) -> None:
+        where = f"the {'input' if self.attribute_to_layer_input else 'output'} of {type(layer).__name__}"
         for tensor in activations:
             if not 3 <= tensor.dim() <= 5:
                 raise ValueError(
@@ -283,17 +274,30 @@ class Call:
                 raise TypeError(f"layer: {where} must be floating point, not {tensor.dtype}")
 
     @staticmethod
-    def _differentiate(selected: Tensor, tensors: list[Tensor], grad_kwargs: dict[str, Any]) -> list[Tensor]:
+    def _gradients(
+        selected: Tensor,
+        saved: Any,
+        layers: list[nn.Module],
+        order: dict[nn.Module, list[torch.device]],
+        grad_kwargs: dict[str, Any],
+    ) -> list[tuple[Tensor, ...]]:
+        """Gradients of each layer's tensors, from one backward pass that ends at the layers."""
         if not selected.requires_grad:
             raise ValueError(
                 "layer: the output of forward_func carries no gradient to it (is the model wrapped in no_grad, or is "
                 "something detached on the way?)"
             )
+        tensors = [tensor for layer in layers for device in order[layer] for tensor in saved[layer][device]]
         found = torch.autograd.grad(selected.sum(), tensors, **{"allow_unused": True, **grad_kwargs})
         if all(gradient is None for gradient in found):
             raise ValueError("layer: the target's output does not depend on it")
         pairs = zip(found, tensors, strict=True)
-        return [torch.zeros_like(t) if gradient is None else gradient for gradient, t in pairs]
+        each = iter([torch.zeros_like(tensor) if gradient is None else gradient for gradient, tensor in pairs])
+        gathered = []
+        for layer in layers:
+            by_device = {device: tuple(next(each) for _ in saved[layer][device]) for device in order[layer]}
+            gathered.append(_gather_distributed_tensors(by_device, key_list=order[layer]))
+        return gathered
 
     # ------------------------------------------------------------------------------------------------------ scores
 
