@@ -121,7 +121,8 @@ class Call:
     ) -> None:
         given = inputs if isinstance(inputs, tuple) else (inputs,)
         if not given or not all(isinstance(x, Tensor) and x.dim() > 0 for x in given):
-            raise TypeError(f"inputs must be a tensor or a tuple of tensors with a batch dimension, not {inputs!r:.80}")
+            kinds = ", ".join(type(x).__name__ for x in given) or "nothing"
+            raise TypeError(f"inputs must be a tensor or a tuple of tensors with a batch dimension, not {kinds}")
         self.forward_func = forward_func
         with _grad_mode(torch.is_grad_enabled()):
             self.inputs: tuple[Tensor, ...] = tuple(_usable(x) for x in given)

@@ -77,7 +77,9 @@ def test_components_share_the_pass_and_the_baseline(model: Any, x: Tensor) -> No
     )
     assert counted.rows == alive + 5 * 4
     counted.rows = 0
-    nested = LayerFusionCAM(counted, model.relu2, None, LayerUnionCAM(counted, model.relu2, region), region)
+    nested = LayerFusionCAM(
+        counted, model.relu2, None, LayerUnionCAM(counted, model.relu2, region_method=region), region
+    )
     nested.attribute(x, 1, region_kwargs={"perturbations_per_eval": 2})
     assert counted.rows == 2 * alive + (5 + 3) * 4, "the union's own three masked rows, no second clean or baseline"
     assert backward == [4, 4, 4]

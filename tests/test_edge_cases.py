@@ -298,8 +298,10 @@ def test_bad_types(cls: Any) -> None:
     for args, message in (((3, model.relu2), "forward_func"), ((model, "relu2"), "layer"), ((model, []), "layer")):
         with pytest.raises(TypeError, match=message):
             cls(*args)
-    with pytest.raises(TypeError, match="inputs"):
-        cls(model, model.relu2).attribute([[1.0]], 1)
+    with pytest.raises(TypeError, match="device_ids must be a list of device numbers, not LayerScoreCAM"):
+        cls(model, model.relu2, LayerScoreCAM(model, model.relu2))
+    with pytest.raises(TypeError, match=r"inputs .* not ndarray"):
+        cls(model, model.relu2).attribute(np.zeros((1, 3, 8, 8)), 1)
     with pytest.raises(TypeError, match="baselines"):
         cls(model, model.relu2).attribute(images(2, 3, 8, 8), 1, baselines="black")
     with pytest.raises(TypeError, match="score_fn"):

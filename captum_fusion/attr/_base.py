@@ -108,6 +108,10 @@ class CAM(LayerAttribution):
         modules = layer if isinstance(layer, list) else [layer]
         if not modules or not all(isinstance(module, nn.Module) for module in modules):
             raise TypeError(f"layer must be a torch.nn.Module or a list of them, not {layer!r:.80}")
+        if device_ids is not None and not isinstance(device_ids, (list, tuple)):
+            raise TypeError(
+                f"device_ids must be a list of device numbers, not {type(device_ids).__name__}; name other arguments"
+            )
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
 
     @classmethod
