@@ -111,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         default="resnet50",
         help="a torchvision classification model (default: resnet50), 'bundled', or package.module:function, a "
-        "function without arguments that returns a torch.nn.Module (found in the current folder, too)",
+        "function without arguments that returns a torch.nn.Module (found in the current folder, too; it is shown "
+        "224 x 224 RGB pictures with ImageNet's normalisation)",
     )
     network.add_argument(
         "--weights",
@@ -124,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     network.add_argument(
         "--whole-image",
         action="store_true",
-        help="squeeze the whole picture into the network's input instead of cropping its centre",
+        help="squeeze the whole picture into the network's input instead of cropping its centre (the bundled network "
+        "always does)",
     )
     what = explain.add_argument_group("the explanation")
     what.add_argument("--method", default="fusion-cam", choices=list(METHODS), help="default: fusion-cam")
@@ -211,10 +213,11 @@ def _explain(options: argparse.Namespace) -> None:
         raise CommandError(f"classes: there are {len(loaded.class_names)} names for {output.shape[1]} outputs")
     target = _target(options.target, output.shape[1], loaded.class_names)
     try:
-        layer_name, layer = options.layer, options.layer and layers.find_layer(model, options.layer)
-        if layer is None:
+        if options.layer is None:
             layer_name, layer = layers.default_layer(model, first)
             print(f"layer: {layer_name} (--layer names another)")
+        else:
+            layer_name, layer = options.layer, layers.find_layer(model, options.layer)
     except ValueError as error:
         raise CommandError(f"layer: {error}") from error
     method = METHODS[options.method](model, layer, **_score_options(options))

@@ -49,7 +49,8 @@ def load_model(
     Args:
         name (str): ``"bundled"``, the name of a torchvision classification model, or ``"package.module:function"``
             for a function without arguments that returns a ``torch.nn.Module``; modules in the current folder are
-            found, too.
+            found, too. Such a network is shown 224 x 224 RGB pictures with ImageNet's normalisation; one that wants
+            anything else must prepare them itself.
         weights (str, optional): For torchvision models the name of published weights (``"DEFAULT"``,
             ``"IMAGENET1K_V1"``; downloaded by torchvision); for all a state dict in a ``.safetensors`` or PyTorch
             file. Default: None (published DEFAULT weights for a torchvision name, the function's own otherwise)
@@ -168,6 +169,8 @@ def _from_function(name: str, whole_image: bool) -> LoadedModel:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"model: {name} could not be imported ({error})") from error
+    if isinstance(function, nn.Module):
+        raise ValueError(f"model: {name} is a module; give a function without arguments that returns it")
     if not callable(function):
         raise ValueError(f"model: {name} is not callable")
     try:
@@ -252,8 +255,8 @@ def _options_for(state: dict[str, Tensor], name: str) -> dict[str, Any]:
 
 def _read_classes(file: Path) -> list[str]:
     try:
-        text = file.read_text(encoding="utf-8")
-        names = json.loads(text) if file.suffix == ".json" else text.splitlines()
+        text = file.read_text(encoding="utf-8-sig")
+        names = json.loads(text) if file.suffix == ".json" else text.rstrip().splitlines()
     except (OSError, ValueError) as error:
         raise ValueError(f"classes: {file} could not be read ({_first_line(error)})") from error
     if not isinstance(names, list) or not all(isinstance(each, str) for each in names):

@@ -122,6 +122,7 @@ MISTAKES: dict[str, tuple[tuple[Any, ...], str]] = {
     "no file": (("absent.jpg", *BUNDLED), "there is no file absent.jpg"),
     "no image": ((__file__, *BUNDLED), "test_command_line.py is not an image"),
     "no layer": ((PICTURE, *BUNDLED, "--layer", "stage5"), "no layer 'stage5'; did you mean .*stage4"),
+    "empty layer": ((PICTURE, *BUNDLED, "--layer", ""), "the model has no layer ''; did you mean stage1"),
     "no spatial layer": (
         (PICTURE, *BUNDLED, "--layer", "classifier"),
         "fusion-cam on layer classifier: layer: the output",

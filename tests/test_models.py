@@ -15,6 +15,7 @@ from captum_fusion import demo
 from captum_fusion.models import imagenet_classes, load_model
 from tests.networks import make
 
+A_MODULE = make()
 GREY = Image.new("RGB", (300, 260), (124, 116, 104))  # ImageNet's mean colour
 
 
@@ -119,10 +120,10 @@ def test_a_function_of_ones_own_in_the_current_folder(tmp_path: Path, monkeypatc
     assert torch.equal(other.model.head.weight, make(seed=5).head.weight)
 
 
-@pytest.mark.parametrize(("suffix", "text"), [("json", '["a", "b"]'), ("txt", "a\nb\n")])
+@pytest.mark.parametrize(("suffix", "text"), [("json", '["a", "b"]'), ("txt", "a\nb\n"), ("txt", "\ufeffa\nb\n\n")])
 def test_class_names_from_a_file(tmp_path: Path, suffix: str, text: str) -> None:
     file = tmp_path / f"classes.{suffix}"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     assert load_model("tests.networks:make", classes=str(file)).class_names == ["a", "b"]
 
 
@@ -184,6 +185,7 @@ def write(file: Path, value: Any) -> Path:
         ("tests.test_models:no_model", None, "must return a torch.nn.Module, not int"),
         ("tests.networks:hooks_on", None, "callable without arguments"),
         ("tests.test_models:GREY", None, "is not callable"),
+        ("tests.test_models:A_MODULE", None, "is a module; give a function"),
         ("tests.networks:make", "DEFAULT", "must be a .safetensors or .pt file"),
     ],
 )
