@@ -202,7 +202,7 @@ def _explain(options: argparse.Namespace) -> None:
             output = model(first)
     except (RuntimeError, ValueError, TypeError) as error:
         raise CommandError(
-            f"model: {options.model} does not take an input of shape {tuple(first.shape)} ({_first_line(error)})"
+            f"model: {options.model} does not take an input of shape {tuple(first.shape)} ({models.first_line(error)})"
         ) from error
     if not isinstance(output, Tensor) or output.dim() != 2:
         raise CommandError(f"model: {options.model} must return a tensor of shape (N, classes)")
@@ -227,7 +227,7 @@ def _explain(options: argparse.Namespace) -> None:
         try:
             figure, heat, line = _explain_image(method, model, image, target, loaded, options)
         except (ValueError, TypeError, AssertionError) as error:  # a layer without spatial dimensions, say
-            raise CommandError(f"{options.method} on layer {layer_name}: {_first_line(error)}") from error
+            raise CommandError(f"{options.method} on layer {layer_name}: {models.first_line(error)}") from error
         path = options.output / f"{stem}_{options.method}.png"
         _write_figure(path, figure)
         if options.save_map:
@@ -334,12 +334,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise CommandError(f"device: {name} is not available here ({_first_line(error)})") from error
+        raise CommandError(f"device: {name} is not available here ({models.first_line(error)})") from error
     return device
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _stems(files: Sequence[str]) -> list[str]:

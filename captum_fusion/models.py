@@ -71,6 +71,7 @@ def load_model(
         ('three', True)
     """
     file = Path(weights) if weights and (Path(weights).suffix or Path(weights).exists()) else None
+    state = None if file is None or name == BUNDLED else _read_state(file)
     if name == BUNDLED:
         if weights is not None:
             raise ValueError("the bundled model has its own weights; leave weights out")
@@ -80,9 +81,9 @@ def load_model(
             raise ValueError(f"weights of {name} must be a .safetensors or .pt file, not {weights!r}")
         loaded = _from_function(name, whole_image)
     else:
-        loaded = _from_torchvision(name, None if file else weights or "DEFAULT", file, whole_image)
-    if file is not None:
-        _load_state(loaded.model, _read_state(file), file, name)
+        loaded = _from_torchvision(name, None if file else weights or "DEFAULT", state, whole_image)
+    if state is not None:
+        _load_state(loaded.model, state, weights, name)
     if classes is not None:
         loaded = loaded._replace(class_names=_read_classes(Path(classes)))
     loaded.model.eval()
@@ -129,7 +130,9 @@ def _with_transforms(
 # ----------------------------------------------------------------------------------------------------------- sources
 
 
-def _from_torchvision(name: str, weights: str | None, file: Path | None, whole_image: bool) -> LoadedModel:
+def _from_torchvision(
+    name: str, weights: str | None, state: dict[str, Tensor] | None, whole_image: bool
+) -> LoadedModel:
     from torchvision import models
 
     if name not in models.list_models(module=models):
@@ -146,7 +149,7 @@ def _from_torchvision(name: str, weights: str | None, file: Path | None, whole_i
                 f"weights: {name} has {', '.join(published.__members__)}; {weights!r} is neither of them nor a file"
             )
         chosen = described = published[weights]
-    options = {} if file is None else _options_for(_read_state(file), name)
+    options = {} if state is None else _options_for(state, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some builders announce a change of their initialisation
@@ -202,7 +205,7 @@ def _read_state(file: Path) -> dict[str, Tensor]:
             f"weights: {file} holds more than tensors and would execute code when loaded; save model.state_dict()"
         ) from error
     except Exception as error:  # each format has exceptions of its own for a broken file, with no common base
-        raise ValueError(f"weights: {file} could not be read ({_first_line(error)})") from error
+        raise ValueError(f"weights: {file} could not be read ({first_line(error)})") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -219,7 +222,7 @@ def _without_wrapper(state: dict[str, Tensor], keys: Iterable[str]) -> dict[str,
     return {key.removeprefix("module."): value for key, value in state.items()} if wrapped else state
 
 
-def _load_state(model: nn.Module, state: dict[str, Tensor], file: Path, name: str) -> None:
+def _load_state(model: nn.Module, state: dict[str, Tensor], file: str | None, name: str) -> None:
     ours = model.state_dict()
     state = _without_wrapper(state, ours)
     missing = [key for key in ours if key not in state and not key.endswith("num_batches_tracked")]
@@ -258,7 +261,7 @@ def _read_classes(file: Path) -> list[str]:
         text = file.read_text(encoding="utf-8-sig")
         names = json.loads(text) if file.suffix == ".json" else text.rstrip().splitlines()
     except (OSError, ValueError) as error:
-        raise ValueError(f"classes: {file} could not be read ({_first_line(error)})") from error
+        raise ValueError(f"classes: {file} could not be read ({first_line(error)})") from error
     if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
         raise ValueError(f"classes: {file} must hold a list of names")
     return names
@@ -270,5 +273,6 @@ def _near(name: str, names: Sequence[str]) -> list[str]:
     return difflib.get_close_matches(name, names, n=4) or ["resnet50", "mobilenet_v3_large", "vgg16"]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or the name of its class."""
     return (str(error).splitlines() or [type(error).__name__])[0]
