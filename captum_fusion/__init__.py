@@ -9,8 +9,53 @@ Examples::
     torch.Size([1, 1, 96, 96])
 """
 
-from captum_fusion.attr import FusionDetails, LayerFusionCAM, LayerScoreCAM, LayerUnionCAM
+from captum_fusion.attr import (
+    RISE,
+    FusionDetails,
+    IntegrativeDetails,
+    LayerAblationCAM,
+    LayerDecomCAM,
+    LayerEigenCAM,
+    LayerFusionCAM,
+    LayerGradCAMPlusPlus,
+    LayerGroupCAM,
+    LayerHiResCAM,
+    LayerIntegratedGradCAM,
+    LayerIntegrativeCAM,
+    LayerISCAM,
+    LayerLayerCAM,
+    LayerLinearCAM,
+    LayerReciproCAM,
+    LayerScoreCAM,
+    LayerShapCAM,
+    LayerSmoothGradCAMPlusPlus,
+    LayerUnionCAM,
+    LayerXGradCAM,
+)
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["FusionDetails", "LayerFusionCAM", "LayerScoreCAM", "LayerUnionCAM", "__version__"]
+__all__ = [
+    "RISE",
+    "FusionDetails",
+    "IntegrativeDetails",
+    "LayerAblationCAM",
+    "LayerDecomCAM",
+    "LayerEigenCAM",
+    "LayerFusionCAM",
+    "LayerGradCAMPlusPlus",
+    "LayerGroupCAM",
+    "LayerHiResCAM",
+    "LayerISCAM",
+    "LayerIntegratedGradCAM",
+    "LayerIntegrativeCAM",
+    "LayerLayerCAM",
+    "LayerLinearCAM",
+    "LayerReciproCAM",
+    "LayerScoreCAM",
+    "LayerShapCAM",
+    "LayerSmoothGradCAMPlusPlus",
+    "LayerUnionCAM",
+    "LayerXGradCAM",
+    "__version__",
+]

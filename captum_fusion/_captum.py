@@ -5,15 +5,13 @@ This is the only module that imports captum's private names, so that a new captu
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import copy
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from captum._utils.common import (
@@ -29,18 +27,38 @@ from captum._utils.gradient import (
     _sort_key_list,
 )
 from captum._utils.progress import NullProgress, progress
+from captum.attr._utils.approximation_methods import approximation_parameters
 from captum.log import log_usage
 from torch import Tensor, nn
 
+from captum_fusion._pace import FixedPace, TimedPace, layout_of
 from captum_fusion.functional import ScoreFn
 
-__all__ = ["Baselines", "Call", "Layer", "LayerEvaluation", "Target", "format_result", "log_usage", "progress_bar"]
+__all__ = [
+    "Baselines",
+    "Call",
+    "Layer",
+    "LayerEvaluation",
+    "Reshape",
+    "Target",
+    "format_result",
+    "log_usage",
+    "path_steps",
+    "progress_bar",
+]
 
 Layer = nn.Module | list[nn.Module]
 Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
 Baselines = float | Tensor | tuple[float | Tensor, ...] | None
+#: Turns what a layer returns, tokens for example, into (N, channels, *spatial).
+Reshape = Callable[[Tensor], Tensor]
 #: Maps for some rows at a spatial size: ``masks(rows, size)`` is (len(rows), 1, *size).
 Masks = Callable[[slice, Sequence[int]], Tensor]
+#: How a row is made of the rows of an input, of its baseline, the masks, and the slice of rows that they are.
+Compose = Callable[[Tensor, float | Tensor, Tensor, slice], Tensor]
+#: ``perturb(index, x, base, copies)``: rows of input number ``index`` changed, each in the way of its copy.
+Perturb = Callable[[int, Tensor, "float | Tensor", Tensor], Tensor]
+Result = TypeVar("Result")
 
 
 def format_result(tensors: tuple[Any, ...]) -> Any:
@@ -51,6 +69,12 @@ def format_result(tensors: tuple[Any, ...]) -> Any:
 def progress_bar(show: bool, name: str) -> Any:
     """Captum's progress bar, or its silent stand-in. A context manager; never test its truth value."""
     return progress(desc=f"{name} attribution", total=0) if show else NullProgress()
+
+
+def path_steps(n_steps: int, method: str) -> tuple[list[float], list[float]]:
+    """Step sizes and positions in [0, 1] of captum's approximation ``method`` of an integral."""
+    step_sizes, alphas = approximation_parameters(method)
+    return list(step_sizes(n_steps)), list(alphas(n_steps))
 
 
 @contextlib.contextmanager
@@ -72,10 +96,17 @@ def _usable(value: Any) -> Any:
 
 
 class LayerEvaluation(NamedTuple):
-    """What one layer (or its input) held in the layer pass, a tensor for each that the layer returns."""
+    """What one layer (or its input) held in the layer pass, a tensor for each that the layer returns.
+
+    Attributes:
+        activations: Of shape (N, K, *spatial), after ``reshape`` where there is one.
+        gradients: Of the same shape, or None if none were asked for.
+        outputs: The layer's tensors before ``reshape``.
+    """
 
     activations: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...] | None
+    outputs: tuple[Tensor, ...]
 
 
 @dataclass
@@ -98,6 +129,8 @@ class Call:
         baselines: What shows where a mask is 0: a number, a tensor, or a tuple with one of these for each input.
         mask_inputs (sequence of int, optional): Which inputs are masked. Default: those with the layer's rank.
         perturbations_per_eval (int, optional): Rows per example in one call of the network. Default: timed.
+        reshape (callable, optional): Turns the layer's tensors, tokens for example, into (N, channels, *spatial).
+        needs_target (bool): Whether the target must select one output; False accepts None for any output.
         training (bool): Whether the network is in train mode, where a batch norm may refuse a single row.
         bar: A progress bar that counts the masked rows.
 
@@ -116,6 +149,8 @@ class Call:
         baselines: Baselines = 0,
         mask_inputs: Sequence[int] | None = None,
         perturbations_per_eval: int | None = None,
+        reshape: Reshape | None = None,
+        needs_target: bool = True,
         training: bool = False,
         bar: Any = None,
     ) -> None:
@@ -133,6 +168,8 @@ class Call:
         self.baselines = baselines
         self.mask_inputs = mask_inputs
         self.perturbations_per_eval = perturbations_per_eval
+        self.reshape = reshape
+        self._needs_target = needs_target
         self.bar = NullProgress() if bar is None else bar
         self._check_options()
         self._least_rows = min(2, self.examples) if training else 1
@@ -140,7 +177,7 @@ class Call:
         self._rank = 0
         self._masked: dict[int, _Masked] | None = None
         self._baseline_outputs: list[Tensor] = []
-        self._pace: _TimedPace | None = None
+        self._pace: TimedPace | None = None
 
     def _check_options(self) -> None:
         chunk = self.perturbations_per_eval
@@ -185,6 +222,24 @@ class Call:
 
     # -------------------------------------------------------------------------------------------------- layer pass
 
+    def clean_pass(self) -> None:
+        """A forward pass without a layer, which checks the target; what is masked, the inputs' own rank decides."""
+        ranks = [x.dim() for x in self.inputs if x.dim() > 2 and x.is_floating_point()]
+        if self.mask_inputs:
+            ranks = [self.inputs[self.mask_inputs[0]].dim()]
+        if not ranks or not 3 <= ranks[0] <= 5:
+            shapes = ", ".join(str(tuple(x.shape)) for x in self.inputs)
+            raise ValueError(
+                "inputs: there is nothing to mask, because none of them is floating point and of shape "
+                f"(N, channels, *spatial) with 1 to 3 spatial dimensions: {shapes}"
+            )
+        self._rank = ranks[0]
+        with _grad_mode(False):
+            output = _run_forward(self.forward_func, tuple(x.detach() for x in self.inputs), None, self.arguments)
+            output = self._check_output(output, self.examples)
+            self._select(output, self.target)
+            self._output = output.clone()
+
     def layer_pass(
         self,
         layer: Layer,
@@ -213,19 +268,19 @@ class Call:
         detach = not (grad_kwargs or {}).get("create_graph", False)
         with _grad_mode(gradients), _check_hooks(layers, self.attribute_to_layer_input):
             saved, output = self._forward_with_layers(layers, gradients)
-            selected = self._select(output, self.target)
+            if self._needs_target or self.target is not None:
+                selected = self._select(output, self.target)
             order = {single: self._device_order(saved, single, device_ids) for single in layers}
-            evaluations = [
-                LayerEvaluation(_gather_distributed_tensors(saved[single], key_list=order[single]), None)
-                for single in layers
-            ]
-            for single, (activations, _) in zip(layers, evaluations, strict=True):
-                self._check_activations(activations, single)
+            outputs = [_gather_distributed_tensors(saved[single], key_list=order[single]) for single in layers]
+            activations = [self._as_maps(tensors) for tensors in outputs]
+            for single, tensors in zip(layers, activations, strict=True):
+                self._check_activations(tensors, single)
+            found: list[Any] = [None] * len(layers)
             if gradients:
-                found = self._gradients(selected, saved, layers, order, grad_kwargs or {})
-                evaluations = [LayerEvaluation(a, g) for (a, _), g in zip(evaluations, found, strict=True)]
+                found = [self._as_maps(g) for g in self._gradients(selected, saved, layers, order, grad_kwargs or {})]
+            evaluations = [LayerEvaluation(*each) for each in zip(activations, found, outputs, strict=True)]
             if detach:
-                evaluations = [LayerEvaluation(_detach(a), g if g is None else _detach(g)) for a, g in evaluations]
+                evaluations = [LayerEvaluation(_detach(a), g and _detach(g), _detach(o)) for a, g, o in evaluations]
         self._output = output.detach().clone()  # the network may reuse the memory in its next call
         self._rank = evaluations[0].activations[0].dim()
         return evaluations
@@ -258,13 +313,16 @@ class Call:
         order: list[torch.device] = _sort_key_list(list(saved[layer]), ids)
         return order
 
+    def _as_maps(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tensors if self.reshape is None else tuple(map(self.reshape, tensors))
+
     def _check_activations(self, activations: tuple[Tensor, ...], layer: nn.Module) -> None:
         where = f"the {'input' if self.attribute_to_layer_input else 'output'} of {type(layer).__name__}"
         for tensor in activations:
             if not 3 <= tensor.dim() <= 5:
                 raise ValueError(
                     f"layer: {where} must be (N, channels, *spatial) with 1 to 3 spatial dimensions, not of shape "
-                    f"{tuple(tensor.shape)}; choose a convolutional layer"
+                    f"{tuple(tensor.shape)}; choose a convolutional layer, or give reshape= for tokens"
                 )
             if tensor.shape[0] != self.examples:
                 raise ValueError(
@@ -344,10 +402,10 @@ class Call:
 
             each = torch.arange(self.examples, device=some.device)
             parts = self._masked_outputs(nothing, each, lambda output, rows: output)
-            self._baseline_outputs.append(torch.cat(list(parts)))
+            self._baseline_outputs.append(torch.cat([part for _, part in parts]))
         return self._scores(self._baseline_outputs[0], None, score_fn)
 
-    def masked_scores(self, masks: Masks, rows: Tensor, score_fn: ScoreFn) -> Tensor:
+    def masked_scores(self, masks: Masks, rows: Tensor, score_fn: ScoreFn, compose: Compose | None = None) -> Tensor:
         """Scores of ``baseline + mask * (input - baseline)``.
 
         Args:
@@ -356,14 +414,175 @@ class Call:
                 be in memory.
             rows (Tensor): int64, of shape (R,): which example each row masks, in perturbation-major order.
             score_fn (callable): From raw output to scores.
+            compose (callable, optional): Makes a row of input, baseline and mask in another way.
 
         Returns:
             Tensor: Of shape (R,), float64 (float32 on devices without it).
         """
         if not len(rows):
             return torch.empty(0, device=rows.device)
-        parts = self._masked_outputs(masks, rows, lambda output, some: self._scores(output, some, score_fn))
-        return torch.cat([part.to(rows.device) for part in parts])
+        return torch.cat([part.to(rows.device) for _, part in self.iterate_scores(masks, rows, score_fn, compose)])
+
+    def iterate_scores(
+        self, masks: Masks, rows: Tensor, score_fn: ScoreFn, compose: Compose | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """:meth:`masked_scores` as they come, with the slice of ``rows`` that they belong to."""
+        return self._masked_outputs(masks, rows, lambda output, some: self._scores(output, some, score_fn), compose)
+
+    def select(self, table: Tensor) -> Tensor:
+        """The target's entry of each example in a table of shape (N, ...), as captum selects outputs; (N,)."""
+        return self._select(table, self.target)
+
+    @property
+    def output(self) -> Tensor:
+        """The raw output for the inputs as they are."""
+        assert self._output is not None, "layer_pass comes first"
+        return self._output
+
+    # ---------------------------------------------------------------------------------------------- perturbed passes
+
+    def perturbed_passes(
+        self,
+        layer: Layer,
+        device_ids: list[int] | None,
+        perturb: Perturb,
+        copies: int,
+        gradients: bool = True,
+        grad_kwargs: dict[str, Any] | None = None,
+        targets: Tensor | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor, list[LayerEvaluation]]]:
+        """Layer passes with gradients on changed copies of the inputs, a few at a time.
+
+        Args:
+            layer (Module or list of Modules): As for :meth:`layer_pass`.
+            device_ids (list of int, optional): As for :meth:`layer_pass`.
+            perturb (callable): ``perturb(index, x, base, copies)`` changes rows of masked input number ``index``,
+                given its baseline and the number of the copy that each row is, int64 (len(x),).
+            copies (int): How many copies of each example are made.
+            gradients (bool): Whether to differentiate. Default: True
+            grad_kwargs (dict, optional): For ``torch.autograd.grad``.
+            targets (Tensor, optional): int64, of shape (copies, N): a target of its own for each row.
+
+        Yields:
+            tuple: For R rows: their examples, int64 (R,), their copies, int64 (R,), and their evaluations.
+        """
+        device = self.inputs[0].device
+        rows = torch.arange(self.examples, device=device).repeat(copies)
+        which = torch.arange(copies, device=device).repeat_interleave(self.examples)
+
+        def evaluate(these: slice, some: Tensor, layout: torch.memory_format) -> Any:
+            call = copy.copy(self)
+            call.inputs = tuple(self._perturbed(i, perturb, some, which[these]) for i in range(len(self.inputs)))
+            call.arguments = self.arguments and tuple(_take(a, some, self.examples) for a in self.arguments)
+            call.target = _take_target(self.target, some, self.examples)
+            if targets is not None:
+                call.target = targets[which[these], some]
+            return some, which[these], call.layer_pass(layer, device_ids, gradients, grad_kwargs)
+
+        x = self.inputs[self.first_masked]
+        pace: TimedPace | FixedPace = TimedPace(x, self._least_rows, scale=0.25, both_layouts=False)
+        if self.perturbations_per_eval is not None:
+            pace = FixedPace(rows, self.examples, self.perturbations_per_eval, layout_of(x))
+        return self._run(rows, pace, evaluate)
+
+    def _perturbed(self, index: int, perturb: Perturb, rows: Tensor, copies: Tensor) -> Tensor:
+        x = self.inputs[index].detach()
+        masked = self._masked_inputs().get(index)
+        if masked is None:
+            taken: Tensor = _take(x, rows, self.examples)
+            return taken
+        base = _take(masked.base, rows) if isinstance(masked.base, Tensor) else masked.base
+        return perturb(index, _take(x, rows), base, copies).to(x)
+
+    # ----------------------------------------------------------------------------------------------- replaced passes
+
+    def replaced_scores(
+        self,
+        layer: nn.Module,
+        evaluation: LayerEvaluation,
+        index: int,
+        replace: Callable[[slice], Tensor],
+        rows: Tensor,
+        score_fn: ScoreFn,
+        device_ids: list[int] | None = None,
+    ) -> Tensor:
+        """Scores of the network with one of the layer's tensors replaced.
+
+        The network below the layer is run once for each chunk: it is given one row, and the layer's hook returns all
+        rows of the chunk. Where the network does not allow that, its input is repeated for every row.
+
+        Args:
+            layer (Module): The layer.
+            evaluation (LayerEvaluation): What the layer pass found there.
+            index (int): Which of the layer's tensors is replaced.
+            replace (callable): ``replace(some)`` gives the rows of the slice ``some``, of shape
+                (len(some), K, *spatial). It is asked for few rows at a time.
+            rows (Tensor): int64, of shape (R,): which example each row belongs to, in ascending order.
+            score_fn (callable): From raw output to scores.
+            device_ids (list of int, optional): As for :meth:`layer_pass`.
+
+        Returns:
+            Tensor: Of shape (R,), float64 (float32 on devices without it).
+        """
+        if not len(rows):
+            return torch.empty(0, device=rows.device)
+        original = evaluation.outputs[index]
+        devices = device_ids or getattr(self.forward_func, "device_ids", None) or []
+        grow = [len(devices) < 2]
+
+        def evaluate(these: slice, some: Tensor, layout: torch.memory_format) -> Tensor:
+            with _grad_mode(False):
+                tensor = self._as_output(replace(these), original, some)
+                if grow[0]:
+                    try:
+                        return self._scores(self._grown_output(layer, index, tensor, some), some, score_fn).clone()
+                    except torch.OutOfMemoryError:
+                        raise
+                    except Exception:  # whatever a network may raise whose batch grows on its way
+                        grow[0] = False
+                inputs = tuple(_take(x.detach(), some, self.examples) for x in self.inputs)
+                output = self._replaced_output(layer, index, tensor, inputs, some, devices)
+                return self._scores(self._check_output(output, len(some)), some, score_fn).clone()
+
+        pace: TimedPace | FixedPace = TimedPace(original, self._least_rows, first=16, both_layouts=False)
+        if self.perturbations_per_eval is not None:
+            pace = FixedPace(rows, self.examples, self.perturbations_per_eval, torch.contiguous_format)
+        return torch.cat([part.to(rows.device) for part in self._run(rows, pace, evaluate, single_example=True)])
+
+    def _as_output(self, maps: Tensor, original: Tensor, rows: Tensor) -> Tensor:
+        """Maps (R, K, *spatial) as the layer returned them, before ``reshape``."""
+        if self.reshape is None:
+            return maps.to(original.dtype)
+        inverse = getattr(self.reshape, "inverse", None)
+        if inverse is None:
+            raise ValueError(
+                "reshape must have a method inverse(maps, tokens) for a method that replaces what the layer returns, "
+                "as captum_fusion.layers.TokenGrid has"
+            )
+        whole: Tensor = inverse(maps, _take(original, rows)).to(original.dtype)
+        return whole
+
+    def _grown_output(self, layer: nn.Module, index: int, tensor: Tensor, rows: Tensor) -> Tensor:
+        first = rows[:1]
+        inputs = tuple(_take(x.detach(), first, self.examples) for x in self.inputs)
+        output = self._replaced_output(layer, index, tensor, inputs, first, [])
+        return self._check_output(output, len(rows))
+
+    def _replaced_output(
+        self,
+        layer: nn.Module,
+        index: int,
+        tensor: Tensor,
+        inputs: tuple[Tensor, ...],
+        rows: Tensor,
+        devices: Sequence[int],
+    ) -> Any:
+        arguments = self.arguments and tuple(_take(a, rows, self.examples) for a in self.arguments)
+        parts = {tensor.device: tensor}
+        if len(devices) > 1:
+            parts = {part.device: part for part in nn.parallel.scatter_gather.scatter(tensor, list(devices))}
+        with _replacing(layer, index, self.attribute_to_layer_input, parts):
+            return _run_forward(self.forward_func, inputs, None, arguments)
 
     # ------------------------------------------------------------------------------------------------- masked rows
 
@@ -371,6 +590,11 @@ class Call:
     def first_masked(self) -> int:
         """Index of the first masked input, whose spatial size is the output's."""
         return next(iter(self._masked_inputs()))
+
+    @property
+    def masked_indices(self) -> list[int]:
+        """Indices of the masked inputs."""
+        return list(self._masked_inputs())
 
     @property
     def spatial_size(self) -> tuple[int, ...]:
@@ -422,10 +646,31 @@ class Call:
         return (x - float(base), float(base)) if base else (x, 0)
 
     def _masked_outputs(
-        self, masks: Masks, rows: Tensor, reduce: Callable[[Tensor, Tensor], Tensor]
-    ) -> Iterator[Tensor]:
-        """Run the network on masked rows, chunk by chunk, under no_grad; yields ``reduce(raw output, rows)``."""
-        pace = self._pace_for(rows)
+        self,
+        masks: Masks,
+        rows: Tensor,
+        reduce: Callable[[Tensor, Tensor], Tensor],
+        compose: Compose | None = None,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Run the network on masked rows under no_grad; yields ``reduce(raw output, rows)`` chunk by chunk."""
+
+        def evaluate(these: slice, some: Tensor, layout: torch.memory_format) -> tuple[slice, Tensor]:
+            with _grad_mode(False):
+                inputs = self._masked_rows(masks, these, some, layout, compose)
+                arguments = self.arguments and tuple(_take(a, some, self.examples) for a in self.arguments)
+                output = _run_forward(self.forward_func, inputs, None, arguments)
+                return these, reduce(self._check_output(output, len(some)), some).clone()
+
+        return self._run(rows, self._pace_for(rows), evaluate)
+
+    def _run(
+        self,
+        rows: Tensor,
+        pace: TimedPace | FixedPace,
+        evaluate: Callable[[slice, Tensor, torch.memory_format], Result],
+        single_example: bool = False,
+    ) -> Iterator[Result]:
+        """Evaluate rows in chunks of the pace's choice, each of a ``single_example`` if wanted."""
         if isinstance(getattr(self.bar, "total", None), int):
             self.bar.total += len(rows)
         start = 0
@@ -434,14 +679,12 @@ class Call:
             stop = min(stop, len(rows))
             if len(rows) - stop < self._least_rows:
                 stop = len(rows)
+            if single_example:
+                stop = min(stop, start + int((rows[start:] == rows[start]).sum()))
             some = rows[start:stop]
             before = pace.now()
             try:
-                with _grad_mode(False):
-                    inputs = self._masked_rows(masks, slice(start, stop), some, layout)
-                    arguments = self.arguments and tuple(_take(a, some, self.examples) for a in self.arguments)
-                    output = _run_forward(self.forward_func, inputs, None, arguments)
-                    result = reduce(self._check_output(output, len(some)), some).clone()
+                result = evaluate(slice(start, stop), some, layout)
             except RuntimeError as error:  # torch.OutOfMemoryError is one
                 if not pace.recover(error, stop - start, layout):
                     raise
@@ -451,7 +694,9 @@ class Call:
             start = stop
             yield result
 
-    def _masked_rows(self, masks: Masks, these: slice, rows: Tensor, layout: torch.memory_format) -> tuple[Tensor, ...]:
+    def _masked_rows(
+        self, masks: Masks, these: slice, rows: Tensor, layout: torch.memory_format, compose: Compose | None
+    ) -> tuple[Tensor, ...]:
         masked = self._masked_inputs()
         inputs = []
         for i, x in enumerate(self.inputs):
@@ -460,6 +705,11 @@ class Call:
                 continue
             difference, base = masked[i].difference, masked[i].base
             mask = masks(these, x.shape[2:]).to(device=x.device, dtype=x.dtype)
+            if compose is not None:
+                bases = _take(base, rows) if isinstance(base, Tensor) else base
+                row = compose(_take(x.detach(), rows), bases, mask, these)
+                inputs.append(row.to(x.dtype).contiguous(memory_format=layout))
+                continue
             picked = difference.expand(len(rows), *x.shape[1:]) if self.examples == 1 else _take(difference, rows)
             row = torch.empty(picked.shape, dtype=x.dtype, device=x.device, memory_format=layout)
             torch.mul(picked, mask, out=row)
@@ -470,12 +720,12 @@ class Call:
             inputs.append(row)
         return tuple(inputs)
 
-    def _pace_for(self, rows: Tensor) -> _TimedPace | _FixedPace:
+    def _pace_for(self, rows: Tensor) -> TimedPace | FixedPace:
         x = self.inputs[self.first_masked]
         if self.perturbations_per_eval is not None:
-            return _FixedPace(rows, self.examples, self.perturbations_per_eval, _layout_of(x))
+            return FixedPace(rows, self.examples, self.perturbations_per_eval, layout_of(x))
         if self._pace is None:
-            self._pace = _TimedPace(x, self._least_rows)
+            self._pace = TimedPace(x, self._least_rows)
         return self._pace
 
 
@@ -492,6 +742,30 @@ def warn_if_training(forward_func: Any, layer: Layer) -> bool:
             stacklevel=5,
         )
     return training
+
+
+@contextlib.contextmanager
+def _replacing(layer: nn.Module, index: int, at_input: bool, parts: dict[torch.device, Tensor]) -> Iterator[None]:
+    """Let a layer hand on another tensor in the place of its ``index``-th, and rows of the others to match."""
+
+    def put(value: Any) -> Any:
+        tensors = list(value) if isinstance(value, (tuple, list)) else [value]
+        # A copy, because the network may change it in place, and may call the layer twice.
+        mine = parts[tensors[index].device].clone()
+        tensors = [t.expand(len(mine), *t.shape[1:]) if t.shape[0] == 1 else t for t in tensors]
+        tensors[index] = mine
+        if isinstance(value, Tensor):
+            return mine
+        return type(value)(*tensors) if hasattr(value, "_fields") else type(value)(tensors)
+
+    if at_input:
+        handle = layer.register_forward_pre_hook(lambda module, inputs: put(inputs))
+    else:
+        handle = layer.register_forward_hook(lambda module, inputs, output: put(output))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager
@@ -529,126 +803,3 @@ def _take_target(target: Target, rows: Tensor, examples: int) -> Target:
         return target
     taken: Target = _take(target, rows, examples)
     return taken
-
-
-# ---------------------------------------------------------------------------------------------------------------- pace
-
-
-def _channels_last(x: Tensor) -> torch.memory_format | None:
-    return {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-
-
-def _layout_of(x: Tensor) -> torch.memory_format:
-    """The memory layout that the user gave the input."""
-    other = _channels_last(x)
-    if other is not None and x.is_contiguous(memory_format=other) and not x.is_contiguous():
-        return other
-    return torch.contiguous_format
-
-
-class _FixedPace:
-    """At most ``limit`` rows per example in one call of the network, in the input's own layout.
-
-    Nothing is timed, so that results repeat to the last digit.
-    """
-
-    def __init__(self, rows: Tensor, examples: int, limit: int, layout: torch.memory_format) -> None:
-        self._layout = layout
-        rank = torch.zeros_like(rows)
-        for example in range(examples):
-            mine = rows == example
-            rank[mine] = torch.arange(int(mine.sum()), device=rows.device)
-        _, counts = torch.unique_consecutive(rank // limit, return_counts=True)
-        self._stops = counts.cumsum(0).tolist()
-
-    def next(self, start: int) -> tuple[int, torch.memory_format]:
-        return self._stops[bisect.bisect_right(self._stops, start)], self._layout
-
-    def record(self, rows: int, layout: torch.memory_format, seconds: float) -> None:
-        pass
-
-    def recover(self, error: RuntimeError, rows: int, layout: torch.memory_format) -> bool:
-        return False
-
-    @staticmethod
-    def now() -> float:
-        return 0.0
-
-
-class _TimedPace:
-    """Finds rows per call and memory layout by timing the rows that have to be run anyway.
-
-    Sizes double as long as that makes a row cheaper; every size is tried twice in each layout that is still in the
-    running, and the better time counts. A layout that the model cannot take is dropped, and running out of memory
-    halves the size for good.
-    """
-
-    _ENOUGH = 0.97  # a larger chunk has to make a row at least this much cheaper
-    _HOPELESS = 1.25  # a layout this much slower than the best is not tried at larger sizes
-    _PATIENCE = 2  # sizes in a row without a gain before the search ends
-
-    def __init__(self, x: Tensor, least: int = 1) -> None:
-        self._device = x.device
-        row_bytes = max(1, x[0].numel() * x.element_size())
-        if x.device.type == "cpu":
-            first, memory = least, 16 * 2**20  # bytes of masked rows: past the cache they only get slower
-        else:
-            free = torch.cuda.mem_get_info(x.device)[0] if x.device.type == "cuda" else 2**32
-            first, memory = 8, free // 64  # a network needs some fifty times its input for activations
-        self._limit = max(least, min(memory // row_bytes, 1024))
-        self._size = min(first, self._limit)
-        other = _channels_last(x)
-        self._layouts = [torch.contiguous_format] + ([other] if other is not None and x.shape[1] > 1 else [])
-        self._trials = self._layouts * 2
-        self._times: dict[torch.memory_format, float] = {}
-        self._best = (float("inf"), self._size, self._layouts[0])
-        self._misses = 0
-
-    def now(self) -> float:
-        if self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)
-        return time.perf_counter()
-
-    def next(self, start: int) -> tuple[int, torch.memory_format]:
-        if self._trials:
-            return start + self._size, self._trials[0]
-        return start + min(self._best[1], self._limit), self._best[2]
-
-    def record(self, rows: int, layout: torch.memory_format, seconds: float) -> None:
-        if not self._trials or rows != self._size:
-            return
-        self._trials.pop(0)
-        self._times[layout] = min(self._times.get(layout, float("inf")), seconds / rows)
-        if not self._trials:
-            self._settle()
-
-    def _settle(self) -> None:
-        layout = min(self._times, key=lambda each: self._times[each])
-        fastest = self._times[layout]
-        self._misses = 0 if fastest < self._best[0] * self._ENOUGH else self._misses + 1
-        self._best = min(self._best, (fastest, self._size, layout), key=lambda each: each[0])
-        if self._misses < self._PATIENCE and self._size * 2 <= self._limit:
-            self._layouts = [each for each in self._layouts if self._times[each] <= self._HOPELESS * fastest]
-            self._size *= 2
-            self._trials = self._layouts * 2
-        self._times = {}
-
-    def recover(self, error: RuntimeError, rows: int, layout: torch.memory_format) -> bool:
-        """Whether the same rows can be tried again, smaller or in the plain layout."""
-        if isinstance(error, torch.OutOfMemoryError):
-            if rows == 1:
-                return False
-            self._limit = self._size = max(1, rows // 2)
-            self._best = (float("inf"), self._size, self._layouts[0]) if self._best[1] > self._limit else self._best
-            self._trials, self._times = [], {}
-            return True
-        if layout is not torch.contiguous_format:
-            self._layouts = [torch.contiguous_format]
-            self._trials = [each for each in self._trials if each is torch.contiguous_format]
-            self._times.pop(layout, None)
-            if self._best[2] is layout:
-                self._best = (float("inf"), self._best[1], torch.contiguous_format)
-            if self._times and not self._trials:
-                self._settle()
-            return True
-        return False

@@ -8,6 +8,13 @@ References:
     [2] H. Hu, R. Wang, H. Lin, H. Yu, "UnionCAM", Frontiers in Neurorobotics 18:1490198, 2024.
     [3] H. Wang et al., "Score-CAM", CVPR Workshops 2020, arXiv:1910.01279.
     [4] R. R. Selvaraju et al., "Grad-CAM", ICCV 2017, arXiv:1610.02391.
+    [5] R. L. Draelos, L. Carin, "HiResCAM", 2020, arXiv:2011.08891.
+    [6] A. Chattopadhay et al., "Grad-CAM++", WACV 2018, arXiv:1710.11063.
+    [7] R. Fu et al., "Axiom-based Grad-CAM" (XGrad-CAM), BMVC 2020, arXiv:2008.02312.
+    [8] P.-T. Jiang et al., "LayerCAM", IEEE TIP 2021, doi:10.1109/TIP.2021.3089943.
+    [9] Q. Zhang, L. Rao, Y. Yang, "Group-CAM", 2021, arXiv:2103.13859.
+    [11] V. Petsiuk, A. Das, K. Saenko, "RISE", BMVC 2018, arXiv:1806.07421.
+    [10] M. B. Muhammad, M. Yeasin, "Eigen-CAM", IJCNN 2020, arXiv:2008.00299.
 """
 
 from __future__ import annotations
@@ -33,7 +40,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
-def _precise(tensor: Tensor) -> Tensor:
+def precise(tensor: Tensor) -> Tensor:
     """``tensor`` in float64 where its device has it: differences of probabilities live in their last digits."""
     return at_least_float32(tensor) if tensor.device.type == "mps" else tensor.double()
 
@@ -77,12 +84,13 @@ def _varies(low: Tensor, high: Tensor) -> Tensor:
     return span.isfinite() & (span > FLOOR * torch.maximum(low.abs(), high.abs()))
 
 
-def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+def upsample(maps: Tensor, size: Sequence[int], smooth: bool = False) -> Tensor:
     """Linear, bilinear or trilinear interpolation to ``size``, with half-pixel centres (``align_corners=False``).
 
     Args:
         maps (Tensor): Floating point, of shape ``(N, C, *spatial)`` with one to three spatial dimensions.
         size (sequence of int): The wanted spatial size, in pixels.
+        smooth (bool): Bicubic for two spatial dimensions, which may leave the range of the values. Default: False
 
     Returns:
         Tensor: Of shape ``(N, C, *size)``, float32 (float64 if ``maps`` is).
@@ -95,7 +103,7 @@ def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     maps = at_least_float32(maps)
     if tuple(maps.shape[2:]) == tuple(size):
         return maps
-    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[maps.dim()]
+    mode = {3: "linear", 4: "bicubic" if smooth else "bilinear", 5: "trilinear"}[maps.dim()]
     return F.interpolate(maps, size=tuple(size), mode=mode, align_corners=False)
 
 
@@ -155,11 +163,11 @@ def _softmax(output: Tensor) -> Tensor:
             'score_fn="softmax" over a single output column is 1 for every input; '
             'use score_fn="sigmoid" for a binary head or score_fn="identity" for a regression'
         )
-    return _precise(output).softmax(1)
+    return precise(output).softmax(1)
 
 
 def _sigmoid(output: Tensor) -> Tensor:
-    return _precise(output).sigmoid()
+    return precise(output).sigmoid()
 
 
 _SCORE_FNS: dict[str, ScoreFn] = {"softmax": _softmax, "sigmoid": _sigmoid, "identity": _identity}
@@ -198,7 +206,7 @@ def score_function(score_fn: str | ScoreFn) -> ScoreFn:
         found = function(at_least_float32(output)) if output.dim() > 1 else output
         if not isinstance(found, Tensor):
             raise TypeError(f"score_fn must return a tensor, not {type(found).__name__}")
-        return _precise(found)
+        return precise(found)
 
     return scores
 
@@ -223,6 +231,332 @@ def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     """
     activations, gradients = at_least_float32(activations), at_least_float32(gradients)
     return (gradients.mean(_spatial(gradients), keepdim=True) * activations).sum(1, keepdim=True)
+
+
+def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """HiResCAM [5] before any ReLU: activations times their own gradients, summed over channels.
+
+    Args:
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
+        gradients (Tensor): d score / d activations, of the same shape.
+
+    Returns:
+        Tensor: Of shape ``(N, 1, *spatial)``, signed.
+
+    Examples::
+
+        >>> hires_cam(torch.tensor([[[1.0, 2.0], [3.0, 0.0]]]), torch.tensor([[[1.0, 1.0], [-1.0, 0.0]]]))
+        tensor([[[-2.,  2.]]])
+    """
+    return (at_least_float32(activations) * at_least_float32(gradients)).sum(1, keepdim=True)
+
+
+def layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """LayerCAM [8]: activations times the positive part of their own gradients, summed over channels, then ReLU.
+
+    Args:
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
+        gradients (Tensor): d score / d activations, of the same shape.
+
+    Returns:
+        Tensor: Of shape ``(N, 1, *spatial)``, not negative.
+
+    Examples::
+
+        >>> layer_cam(torch.tensor([[[1.0, 2.0], [3.0, 0.0]]]), torch.tensor([[[1.0, 1.0], [-1.0, 0.0]]]))
+        tensor([[[1., 2.]]])
+    """
+    return hires_cam(activations, at_least_float32(gradients).relu()).relu()
+
+
+def fuse_layer_cams(maps: Sequence[Tensor], size: Sequence[int], gamma: float = 2.0) -> Tensor:
+    """LayerCAM's fusion of several layers [8]: the maximum of their maps, those of early layers scaled up by a tanh.
+
+    Args:
+        maps (sequence of Tensor): Not negative, each ``(N, 1, *spatial)``, in the order of the network.
+        size (sequence of int): The wanted spatial size, in pixels.
+        gamma (float): Every map but the last is ``tanh(gamma M / max M)``; the last is ``M / max M``. Default: 2
+
+    Returns:
+        Tensor: Of shape ``(N, 1, *size)``, in [0, 1].
+
+    Examples::
+
+        >>> fuse_layer_cams([torch.tensor([[[0.0, 1.0, 2.0]]]), torch.tensor([[[4.0, 0.0, 0.0]]])], (3,))
+        tensor([[[1.0000, 0.7616, 0.9640]]])
+    """
+    shares = []
+    for single in maps:
+        raised = upsample(single, size)
+        largest = raised.amax(tuple(range(1, raised.dim())), keepdim=True)
+        shares.append(torch.where(largest > 0, raised / torch.where(largest > 0, largest, 1.0), 0.0))
+    scaled = [torch.tanh(gamma * share) for share in shares[:-1]] + shares[-1:]
+    return normalize(torch.stack(scaled).amax(0))
+
+
+def xgrad_cam_weights(activations: Tensor, gradients: Tensor) -> Tensor:
+    """XGrad-CAM's weights [7]: a channel's gradients averaged with its activations as weights.
+
+    Args:
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
+        gradients (Tensor): d score / d activations, of the same shape.
+
+    Returns:
+        Tensor: Of shape (N, K). A channel whose activations sum to 0 up to rounding weighs 0.
+
+    Examples::
+
+        >>> xgrad_cam_weights(torch.tensor([[[1.0, 3.0], [2.0, -2.0]]]), torch.tensor([[[1.0, 2.0], [1.0, 1.0]]]))
+        tensor([[1.7500, 0.0000]])
+    """
+    activations, gradients = at_least_float32(activations), at_least_float32(gradients)
+    dims = _spatial(activations)
+    total, noise = activations.sum(dims), FLOOR * activations.abs().sum(dims)
+    counts = total.abs() > noise
+    return torch.where(counts, (activations * gradients).sum(dims) / torch.where(counts, total, 1.0), 0.0)
+
+
+def pixel_alphas(second: Tensor, third: Tensor, activations: Tensor) -> Tensor:
+    """Grad-CAM++'s pixel weights [6, eqs. 10 and 19], ``D2 / (2 D2 + D3 sum_ab A_ab)``.
+
+    Args:
+        second (Tensor): Second derivatives of the score by the activations, ``(N, K, *spatial)``.
+        third (Tensor): Third derivatives, of the same shape.
+        activations (Tensor): Of the same shape; their sum over space is taken for each channel.
+
+    Returns:
+        Tensor: Of the same shape; 0 where the denominator is 0 up to rounding.
+
+    Examples::
+
+        >>> pixel_alphas(torch.tensor([[[1.0, 1.0]]]), torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[1.0, 1.0]]]))
+        tensor([[[0.2500, 0.5000]]])
+    """
+    left = 2 * second
+    right = third * at_least_float32(activations).sum(_spatial(activations), keepdim=True).to(third.dtype)
+    counts = (left + right).abs() > FLOOR * (left.abs() + right.abs())
+    return torch.where(counts, second / torch.where(counts, left + right, 1.0), 0.0)
+
+
+def grad_cam_plus_plus_weights(activations: Tensor, gradients: Tensor, normalize_alpha: bool = False) -> Tensor:
+    """Grad-CAM++'s channel weights [6]: positive gradients, weighted by :func:`pixel_alphas` for ``Y = exp(score)``.
+
+    For the exponential the derivatives are ``g exp(s), g**2 exp(s), g**3 exp(s)`` of the score's gradient ``g``
+    (eq. 19, exact where the network is locally linear). The common factor ``exp(s)`` is left out, which changes no
+    more than the scale of the map and never overflows.
+
+    Args:
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
+        gradients (Tensor): d score / d activations, of the same shape.
+        normalize_alpha (bool): Let the pixel weights of positive gradients sum to 1 in each channel, as the authors'
+            code does. Default: False
+
+    Returns:
+        Tensor: Of shape (N, K).
+
+    Examples::
+
+        >>> grad_cam_plus_plus_weights(torch.tensor([[[1.0, 1.0]]]), torch.tensor([[[1.0, -1.0]]]))
+        tensor([[0.2500]])
+    """
+    activations, gradients = at_least_float32(activations), at_least_float32(gradients)
+    # Both sides of the quotient are divided by g**2, which could underflow.
+    alphas = pixel_alphas(torch.ones_like(gradients), gradients, activations)
+    return sum_of_alphas(alphas, gradients, normalize_alpha)
+
+
+def sum_of_alphas(alphas: Tensor, gradients: Tensor, normalize_alpha: bool = False) -> Tensor:
+    """Channel weights ``sum_ij alpha_ij ReLU(g_ij)`` [6, eq. 5].
+
+    Args:
+        alphas (Tensor): Pixel weights, ``(N, K, *spatial)``.
+        gradients (Tensor): Gradients, of the same shape.
+        normalize_alpha (bool): Divide the alphas by their sum over a channel's positive gradients. Default: False
+
+    Returns:
+        Tensor: Of shape (N, K).
+
+    Examples::
+
+        >>> alphas, gradients = torch.tensor([[[0.25, 0.75, 0.5]]]), torch.tensor([[[1.0, 2.0, -1.0]]])
+        >>> sum_of_alphas(alphas, gradients), sum_of_alphas(2 * alphas, gradients, normalize_alpha=True)
+        (tensor([[1.7500]]), tensor([[1.7500]]))
+    """
+    dims = _spatial(gradients)
+    if normalize_alpha:
+        alphas = torch.where(gradients > 0, alphas, 0.0)
+        total = alphas.sum(dims, keepdim=True)
+        counts = total.abs() > FLOOR * alphas.abs().sum(dims, keepdim=True)
+        alphas = torch.where(counts, alphas / torch.where(counts, total, 1.0), 0.0)
+    return (alphas * gradients.relu()).sum(dims)
+
+
+#: Of some smooth functions of the score, the second and third derivatives, without common factors.
+SMOOTH_FUNCTIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "exp": lambda s: (torch.ones_like(s), torch.ones_like(s)),
+    "softplus": lambda s: (torch.ones_like(s), -torch.tanh(s / 2)),
+    "sigmoid": lambda s: (-torch.tanh(s / 2), 1 - 6 * torch.sigmoid(s) * torch.sigmoid(-s)),
+    "square": lambda s: (torch.ones_like(s), torch.zeros_like(s)),
+    "identity": lambda s: (torch.zeros_like(s), torch.zeros_like(s)),
+}
+
+
+def smooth_derivatives(
+    phi: str | Callable[[Tensor], Tensor], score: Tensor, gradients: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of ``phi(score)`` by activations on which the score depends linearly, up to common factors.
+
+    With the score's gradient ``g`` and the derivatives ``p1, p2, p3`` of ``phi`` they are ``p1 g``, ``p2 g**2`` and
+    ``p3 g**3``. Of the first only the sign of ``p1`` is kept, and the others are divided by ``g**2``, which changes
+    none of :func:`pixel_alphas`. Where ``p2`` is 0 (up to rounding, beside ``p3``) every pixel counts the same.
+
+    Args:
+        phi (str or callable): A name in ``SMOOTH_FUNCTIONS``, or a function from (N,) to (N,).
+        score (Tensor): Of shape (N,).
+        gradients (Tensor): Of shape ``(N, K, *spatial)``.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: First, second and third derivatives, of the gradients' shape.
+
+    Raises:
+        ValueError: If a callable does not return one number for each score, or none that autograd follows.
+
+    Examples::
+
+        >>> gradients = torch.tensor([[[2.0, -1.0]]])
+        >>> smooth_derivatives(lambda s: s**3, torch.tensor([1.0]), gradients)
+        (tensor([[[ 2., -1.]]]), tensor([[[6., 6.]]]), tensor([[[12., -6.]]]))
+    """
+    if isinstance(phi, str):
+        sign, (second, third) = torch.ones_like(score), SMOOTH_FUNCTIONS[phi](score)
+        if phi == "square":
+            sign = score.sign()
+    else:
+        first, second, third = _three_derivatives(phi, score)
+        sign = first.sign()
+    uniform = second.abs() <= FLOOR * third.abs()
+    second, third = torch.where(uniform, 1.0, second), torch.where(uniform, 0.0, third)
+    sign, second, third = (
+        each.to(gradients).reshape(-1, *[1] * (gradients.dim() - 1)) for each in (sign, second, third)
+    )
+    return sign * gradients, second.expand_as(gradients), third * gradients
+
+
+def _three_derivatives(phi: Callable[[Tensor], Tensor], score: Tensor) -> list[Tensor]:
+    found: list[Tensor] = []
+    with torch.inference_mode(False), torch.enable_grad():
+        variable = score.detach().clone().requires_grad_()
+        value = phi(variable)
+        if not isinstance(value, Tensor) or value.shape != score.shape:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"phi must return a tensor of the scores' shape {tuple(score.shape)}, not {shape}")
+        if not value.requires_grad:
+            raise ValueError("phi must depend on the scores in a way that autograd can differentiate")
+        for _ in range(3):
+            if not value.requires_grad:
+                found.append(torch.zeros_like(score))
+                continue
+            (derivative,) = torch.autograd.grad(value.sum(), variable, create_graph=True, allow_unused=True)
+            value = torch.zeros_like(score) if derivative is None else derivative
+            found.append(value.detach())
+    return found
+
+
+def softmax_derivatives(probabilities: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of the first class's softmax by activations on which all scores depend linearly, without ``p_1``.
+
+    With ``u = g_1 - m``, ``m``, ``V`` and ``k`` the mean, variance and third central moment of the classes' gradients
+    under their probabilities: ``u``, ``u**2 - V`` and ``u**3 - 3 u V - k``.
+
+    Args:
+        probabilities (Tensor): Of shape (N, m); they sum to 1.
+        gradients (Tensor): Of each class's score, of shape ``(m, N, K, *spatial)``.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: First, second and third derivatives, of shape ``(N, K, *spatial)``.
+
+    Examples::
+
+        >>> softmax_derivatives(torch.tensor([[0.5, 0.5]]), torch.tensor([[[[2.0]]], [[[0.0]]]]))
+        (tensor([[[1.]]]), tensor([[[0.]]]), tensor([[[-2.]]]))
+    """
+    weights = probabilities.T.to(gradients).reshape(*gradients.shape[:2], *[1] * (gradients.dim() - 2))
+    centred = gradients - (weights * gradients).sum(0)
+    variance, third = ((weights * centred**power).sum(0) for power in (2, 3))
+    first = centred[0]
+    return first, first**2 - variance, first**3 - 3 * first * variance - third
+
+
+def shares(values: Tensor) -> Tensor:
+    """Values that are not negative, (N, L), divided by their sum; zeros where it is 0.
+
+    Examples::
+
+        >>> shares(torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
+        tensor([[0.2500, 0.7500],
+                [0.0000, 0.0000]])
+    """
+    total = values.sum(1, keepdim=True)
+    return torch.where(total > 0, values / torch.where(total > 0, total, 1.0), 0.0)
+
+
+def layer_weights(gradient: Tensor, activation: Tensor, weighting: str = "mean", balance: float = 0.5) -> Tensor:
+    """What each of several layers weighs, from the mean magnitudes of its gradients and activations.
+
+    Args:
+        gradient (Tensor): Mean absolute gradient of each layer, of shape (N, L).
+        activation (Tensor): Mean absolute activation, of the same shape.
+        weighting (str): The ``"mean"`` of both shares, their ``"product"``, or ``"uniform"``. Default: ``"mean"``
+        balance (float): What the gradient's share counts in the mean. Default: 0.5
+
+    Returns:
+        Tensor: Of shape (N, L), each row summing to 1; uniform where nothing tells the layers apart.
+
+    Examples::
+
+        >>> layer_weights(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
+        tensor([[0.3750, 0.6250]])
+    """
+    by_gradient, by_activation = shares(gradient), shares(activation)
+    if weighting == "mean":
+        weights = shares(balance * by_gradient + (1 - balance) * by_activation)
+    elif weighting == "product":
+        weights = shares(by_gradient * by_activation)
+    else:
+        weights = torch.ones_like(by_gradient) / by_gradient.shape[1]
+    return torch.where(weights.sum(1, keepdim=True) > 0, weights, 1 / weights.shape[1])
+
+
+def distinct_maps(maps: Tensor, weights: Tensor, threshold: float | None) -> Tensor:
+    """Which of several maps to fuse: not the constant ones, and of similar ones that with the largest weight.
+
+    Args:
+        maps (Tensor): Normalised, of shape ``(N, L, *spatial)``.
+        weights (Tensor): Of shape (N, L).
+        threshold (float, optional): Two maps are similar if they differ by less than this on average; None finds none.
+
+    Returns:
+        Tensor: bool, of shape (N, L).
+
+    Examples::
+
+        >>> maps = torch.tensor([[[0.0, 1.0], [0.0, 0.9], [1.0, 0.0], [0.0, 0.0]]])
+        >>> distinct_maps(maps, torch.tensor([[0.2, 0.3, 0.1, 0.4]]), 0.1)
+        tensor([[False,  True,  True, False]])
+    """
+    kept = maps.flatten(2).amax(2) > 0
+    if threshold is None:
+        return kept
+    differences = (maps.flatten(2)[:, :, None] - maps.flatten(2)[:, None]).abs().mean(3)
+    for example, order in enumerate(weights.argsort(dim=1, descending=True, stable=True).tolist()):
+        chosen: list[int] = []
+        for layer in order:
+            near = any(differences[example, layer, other] < threshold for other in chosen)
+            if kept[example, layer] and not near:
+                chosen.append(layer)
+            else:
+                kept[example, layer] = False
+    return kept
 
 
 def weighted_activations(activations: Tensor, weights: Tensor) -> Tensor:
@@ -283,6 +617,270 @@ def increase_weights(scores: Tensor, baseline: Tensor, live: Tensor) -> Tensor:
         tensor([[0.5000, 0.0000]])
     """
     return torch.where(live, contribution(scores, baseline[:, None]).relu(), 0.0)
+
+
+def chunk_channels(activations: Tensor, groups: int) -> Tensor:
+    """Contiguous groups of channels, as equal as can be: Group-CAM's [9].
+
+    Args:
+        activations (Tensor): Of shape ``(N, K, *spatial)``.
+        groups (int): How many groups; no more than there are channels.
+
+    Returns:
+        Tensor: int64, of shape (N, K): the group of each channel, from 0 to ``min(groups, K) - 1``.
+
+    Examples::
+
+        >>> chunk_channels(torch.zeros(1, 5, 2), 2)
+        tensor([[0, 0, 0, 1, 1]])
+    """
+    channels = activations.shape[1]
+    groups = min(groups, channels)
+    return (torch.arange(channels, device=activations.device) * groups // channels).expand(activations.shape[:2])
+
+
+def cluster_channels(activations: Tensor, groups: int, iterations: int = 20) -> Tensor:
+    """Groups of channels with similar maps: k-means on the maps normalised to [0, 1].
+
+    The first centre is the channel with the largest norm, each further one the channel farthest from those before,
+    so that nothing is random.
+
+    Args:
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
+        groups (int): How many groups; no more than there are channels.
+        iterations (int): Of Lloyd's algorithm, at most. Default: 20
+
+    Returns:
+        Tensor: int64, of shape (N, K): the group of each channel.
+
+    Examples::
+
+        >>> cluster_channels(torch.tensor([[[0.0, 1.0], [3.0, 0.0], [0.0, 5.0], [1.0, 0.0]]]), 2)
+        tensor([[0, 1, 0, 1]])
+    """
+    channels = activations.shape[1]
+    flat = activations.flatten(2)
+    maps = precise(normalize(flat.flatten(0, 1))).reshape(flat.shape)
+    groups = min(groups, channels)
+    norms = maps.square().sum(2)
+    chosen = norms.argmax(1, keepdim=True)
+    distances = torch.full_like(norms, math.inf)
+    for _ in range(groups - 1):
+        newest = maps.gather(1, chosen[:, -1:, None].expand(-1, -1, maps.shape[2]))
+        distances = torch.minimum(distances, (maps - newest).square().sum(2))
+        chosen = torch.cat([chosen, distances.argmax(1, keepdim=True)], 1)
+    centres = maps.gather(1, chosen[..., None].expand(-1, -1, maps.shape[2]))
+    labels = torch.full_like(norms, -1, dtype=torch.long)
+    for _ in range(iterations):
+        before = labels
+        # |m - c|^2 without |m|^2, which is the same for all centres.
+        labels = (centres.square().sum(2)[:, None] - 2 * maps @ centres.transpose(1, 2)).argmin(2)
+        if torch.equal(labels, before):
+            break
+        member = F.one_hot(labels, groups).to(maps.dtype)
+        sizes = member.sum(1)[..., None]
+        means = member.transpose(1, 2) @ maps / sizes.clamp(min=1)
+        centres = torch.where(sizes > 0, means, centres)
+    return labels
+
+
+def rise_masks(grids: Tensor, shifts: Tensor, size: Sequence[int]) -> Tensor:
+    """RISE's masks [11]: random grids, stretched to one cell more than the input, of which a shifted part is cut.
+
+    Args:
+        grids (Tensor): Floating point, of shape ``(R, 1, *cells)``, zeros and ones.
+        shifts (Tensor): Of shape (R, spatial dimensions), in shares of a cell, 0 to 1.
+        size (sequence of int): The spatial size of a mask, in pixels.
+
+    Returns:
+        Tensor: Of shape ``(R, 1, *size)``, in [0, 1].
+
+    Examples::
+
+        >>> rise_masks(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[0.0]]), (4,))
+        tensor([[[0.0000, 0.0000, 0.2500...
+    """
+    cells = [-(-pixels // n) for pixels, n in zip(size, grids.shape[2:], strict=True)]
+    stretched = upsample(grids, [(n + 1) * cell for n, cell in zip(grids.shape[2:], cells, strict=True)])
+    starts = (shifts.to("cpu", torch.float64) * torch.tensor(cells, device="cpu")).long().tolist()
+    parts = []
+    for mask, start in zip(stretched, starts, strict=True):
+        for dim, (first, pixels) in enumerate(zip(start, size, strict=True)):
+            mask = mask.narrow(dim + 1, first, pixels)
+        parts.append(mask)
+    return torch.stack(parts)
+
+
+def members(labels: Tensor, groups: int, of: Tensor | None = None) -> Tensor:
+    """Which channels belong to each group.
+
+    Args:
+        labels (Tensor): int64, of shape (N, K): the group of each channel.
+        groups (int): How many groups there are.
+        of (Tensor, optional): bool, of shape (N, K): count these channels only. Default: None
+
+    Returns:
+        Tensor: bool, of shape (N, groups, K).
+
+    Examples::
+
+        >>> members(torch.tensor([[0, 1, 0]]), 2)
+        tensor([[[ True, False,  True],
+                 [False,  True, False]]])
+    """
+    found = labels[:, None] == torch.arange(groups, device=labels.device)[:, None]
+    return found if of is None else found & of[:, None]
+
+
+def smooth_neighbours(maps: Tensor) -> Tensor:
+    """Each value spread over its neighbours by the kernel ``[1 2 1] / 4`` along every spatial dimension.
+
+    Args:
+        maps (Tensor): Floating point, of shape ``(N, 1, *spatial)``.
+
+    Returns:
+        Tensor: Of the same shape and dtype. What falls over the border is lost.
+
+    Examples::
+
+        >>> smooth_neighbours(torch.tensor([[[0.0, 4.0, 0.0, 0.0]]]))
+        tensor([[[1., 2., 1., 0.]]])
+    """
+    for dim in _spatial(maps):
+        moved = F.pad(maps.movedim(dim, -1), (1, 1))
+        maps = ((moved[..., :-2] + 2 * moved[..., 1:-1] + moved[..., 2:]) / 4).movedim(-1, dim)
+    return maps
+
+
+def group_maps(activations: Tensor, labels: Tensor, weights: Tensor, groups: int) -> Tensor:
+    """Group-CAM's group maps [9]: ReLU of the weighted sum of each group's channels.
+
+    Args:
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
+        labels (Tensor): int64, of shape (N, K): the group of each channel.
+        weights (Tensor): Of shape (N, K), the mean gradients.
+        groups (int): How many groups there are.
+
+    Returns:
+        Tensor: Of shape ``(N, groups, *spatial)``, not negative.
+
+    Examples::
+
+        >>> activations = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])
+        >>> group_maps(activations, torch.tensor([[0, 0, 1]]), torch.tensor([[1.0, -0.5, 2.0]]), 2)
+        tensor([[[ 0.,  0.],
+                 [10., 12.]]])
+    """
+    activations = at_least_float32(activations)
+    member = F.one_hot(labels, groups).to(activations.dtype) * weights.to(activations.dtype)[..., None]
+    return (member.transpose(1, 2) @ activations.flatten(2)).relu().reshape(-1, groups, *activations.shape[2:])
+
+
+def gaussian_blur(x: Tensor, kernel_size: int = 51, sigma: float = 50.0) -> Tensor:
+    """Gaussian blur over all spatial dimensions, with reflected borders.
+
+    Args:
+        x (Tensor): Floating point, of shape ``(N, C, *spatial)``.
+        kernel_size (int): In pixels, odd. Where the input is too small to be reflected so far, as large as can be.
+            Default: 51
+        sigma (float): Standard deviation in pixels. Default: 50
+
+    Returns:
+        Tensor: Of the same shape, float32 (float64 if ``x`` is).
+
+    Examples::
+
+        >>> gaussian_blur(torch.tensor([[[0.0, 0.0, 3.0, 0.0, 0.0]]]), 3, 1e6)
+        tensor([[[0., 1., 1., 1., 0.]]])
+    """
+    x = at_least_float32(x)
+    for dim in _spatial(x):
+        half = min(kernel_size // 2, x.shape[dim] - 1)
+        offsets = torch.arange(-half, half + 1, device=x.device, dtype=x.dtype)
+        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+        moved = x.movedim(dim, -1)
+        rows = F.pad(moved.reshape(-1, 1, moved.shape[-1]), (half, half), mode="reflect")
+        x = F.conv1d(rows, (kernel / kernel.sum())[None, None]).reshape(moved.shape).movedim(-1, dim)
+    return x
+
+
+def principal_component(activations: Tensor, center: bool = False) -> Tensor:
+    """Eigen-CAM [10]: the activations' positions, projected on the first right singular vector of their channels.
+
+    A singular vector has no sign of its own. It is chosen so that the map's sum is positive, or, where the sum is 0
+    up to rounding, so that its largest value by magnitude is.
+
+    Args:
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
+        center (bool): Subtract each channel's mean first, as in a principal component analysis. Default: False
+
+    Returns:
+        Tensor: Of shape ``(N, 1, *spatial)``, signed.
+
+    Examples::
+
+        >>> principal_component(torch.tensor([[[3.0, 0.0], [4.0, 0.0]]]))
+        tensor([[[5., 0.]]])
+    """
+    maps = principal_components(activations, 1, center)
+    flat = maps.flatten(2)
+    total = flat.sum(2, keepdim=True)
+    largest = flat.gather(2, flat.abs().argmax(2, keepdim=True))
+    clear = total.abs() > 1e-4 * flat.abs().sum(2, keepdim=True)
+    sign = torch.where(clear, total, largest).sign()
+    return (sign * flat).reshape(maps.shape)
+
+
+def principal_components(activations: Tensor, number: int, center: bool) -> Tensor:
+    """The positions of the activations in the directions of their first singular vectors, of arbitrary sign.
+
+    Args:
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
+        number (int): How many; no more than there are channels or positions.
+        center (bool): Subtract each channel's mean first.
+
+    Returns:
+        Tensor: Of shape ``(N, min(number, K, positions), *spatial)``, in the order of falling singular values.
+
+    Examples::
+
+        >>> principal_components(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]), 2, center=False).abs()
+        tensor([[[3., 0.],
+                 [0., 2.]]])
+    """
+    activations = at_least_float32(activations)
+    table = precise(activations).flatten(2).transpose(1, 2)  # (N, positions, K)
+    if center:
+        table = table - table.mean(1, keepdim=True)
+    left, values, _ = torch.linalg.svd(table, full_matrices=False)
+    found = (left * values[:, None])[:, :, :number].transpose(1, 2)
+    return found.reshape(*found.shape[:2], *activations.shape[2:]).to(activations.dtype)
+
+
+def decompose(maps: Tensor, number: int, center: bool = True) -> Tensor:
+    """The :func:`principal_components` of some maps, each with the sign that agrees with the sum of the maps.
+
+    Args:
+        maps (Tensor): Floating point, of shape ``(N, K, *spatial)``.
+        number (int): How many components.
+        center (bool): Subtract each map's mean first. Default: True
+
+    Returns:
+        Tensor: Of shape ``(N, components, *spatial)``, signed.
+
+    Examples::
+
+        >>> decompose(torch.tensor([[[1.0, 3.0], [1.0, 1.0]]]), 1)
+        tensor([[[-1.,  1.]]])
+    """
+    components = principal_components(maps, number, center)
+    total = precise(at_least_float32(maps)).sum(1, keepdim=True).flatten(2)
+    flat = precise(components).flatten(2)
+    agreement = ((total - total.mean(2, keepdim=True) if center else total) * flat).sum(2, keepdim=True)
+    clear = agreement.abs() > 1e-4 * (total.norm(dim=2, keepdim=True) * flat.norm(dim=2, keepdim=True))
+    largest = flat.gather(2, flat.abs().argmax(2, keepdim=True))
+    sign = torch.where(clear, agreement, largest).sign()
+    return (sign * flat).reshape(components.shape).to(components.dtype)
 
 
 def denoise_gradients(gradients: Tensor, theta: float) -> Tensor:

@@ -1,8 +1,9 @@
-"""Finding the layer to explain: by its dotted name, or a sensible default."""
+"""Finding the layer to explain, by its dotted name or a sensible default, and reading the layers of transformers."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Any
 
 import torch
@@ -97,3 +98,65 @@ def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
     if not found or patches_only:
         raise ValueError("no convolutional stage with a spatial output was found; name the layer to explain")
     return names[found[-1]], found[-1]
+
+
+class TokenGrid:
+    """A ``reshape`` for the layers of a vision transformer: tokens (N, prefix + h * w, C) as maps (N, C, h, w).
+
+    Args:
+        height (int, optional): Rows of the token grid.
+            Default: None (the grid is square)
+        width (int, optional): Columns of the token grid.
+            Default: None (what ``height`` leaves)
+        prefix (int, optional): Tokens before the grid: class tokens, registers.
+            Default: 1 (the class token of ViT and DeiT)
+
+    Raises:
+        ValueError: When called, if the tokens do not make the grid.
+
+    Examples::
+
+        >>> TokenGrid()(torch.zeros(2, 1 + 14 * 14, 768)).shape
+        torch.Size([2, 768, 14, 14])
+    """
+
+    def __init__(self, height: int | None = None, width: int | None = None, prefix: int = 1) -> None:
+        self.height, self.width, self.prefix = height, width, prefix
+
+    def _size(self, tokens: Tensor) -> tuple[int, int]:
+        cells = tokens.shape[1] - self.prefix if tokens.dim() == 3 else 0
+        height = self.height or (cells // self.width if self.width else math.isqrt(max(0, cells)))
+        width = self.width or (cells // height if height else 0)
+        if cells < 1 or height * width != cells:
+            raise ValueError(
+                f"reshape: a layer's output of shape {tuple(tokens.shape)} is not {self.prefix} tokens and a grid of "
+                f"{self.height or 'n'} x {self.width or 'n'}; give TokenGrid height, width and prefix"
+            )
+        return height, width
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, prefix + h * w, C) as maps (N, C, h, w)."""
+        size = self._size(tokens)
+        return tokens[:, self.prefix :].transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *size)
+
+    def inverse(self, maps: Tensor, tokens: Tensor) -> Tensor:
+        """Maps (N, C, h, w) back in the place of the grid in ``tokens``; the prefix stays as it is there."""
+        return torch.cat([tokens[:, : self.prefix], maps.flatten(2).transpose(1, 2).to(tokens.dtype)], 1)
+
+
+class ChannelsLast:
+    """A ``reshape`` for layers that return (N, *spatial, C), as in Swin transformers and ConvNeXt's blocks.
+
+    Examples::
+
+        >>> ChannelsLast()(torch.zeros(2, 7, 7, 768)).shape
+        torch.Size([2, 768, 7, 7])
+    """
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(N, *spatial, C) as (N, C, *spatial)."""
+        return features.movedim(-1, 1)
+
+    def inverse(self, maps: Tensor, features: Tensor) -> Tensor:
+        """(N, C, *spatial) as (N, *spatial, C)."""
+        return maps.movedim(1, -1)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM, _captum
+from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM
+from captum_fusion._pace import TimedPace
 from captum_fusion.functional import live_channels
 from tests.networks import Counter, Net, images, make
 from tests.test_contract import same
@@ -172,20 +173,20 @@ LAST, PLAIN = torch.channels_last, torch.contiguous_format
     ids=["single rows", "large chunks", "eight"],
 )
 def test_the_fastest_chunk_and_layout_are_found(seconds: Any, expected: tuple[int, Any]) -> None:
-    pace = _captum._TimedPace(torch.zeros(1, 3, 96, 96))
+    pace = TimedPace(torch.zeros(1, 3, 96, 96))
     calls = drive(pace, seconds)
     assert calls[-2] == expected
     assert sum(rows for rows, _ in calls) == 400, "every row that is timed is one that is needed"
 
 
 def test_chunks_stay_small_in_memory() -> None:
-    pace = _captum._TimedPace(torch.zeros(1, 3, 512, 512))
+    pace = TimedPace(torch.zeros(1, 3, 512, 512))
     largest = max(rows for rows, _ in drive(pace, lambda rows, layout: 1.0))
     assert largest * 3 * 512 * 512 * 4 <= 16 * 2**20
 
 
 def test_a_layout_that_the_model_refuses_is_dropped() -> None:
-    pace = _captum._TimedPace(torch.zeros(1, 3, 96, 96))
+    pace = TimedPace(torch.zeros(1, 3, 96, 96))
     pace.record(1, pace.next(0)[1], 1.0)
     assert pace.next(1)[1] is LAST
     assert pace.recover(RuntimeError("view size is not compatible"), 1, LAST)

@@ -18,8 +18,8 @@ from captum.attr import (
 from torch import Tensor
 
 from captum_fusion import functional as formulas
-from captum_fusion._captum import Baselines, Call, Layer, LayerEvaluation, Target, format_result, log_usage
-from captum_fusion.attr._base import CAM, choice, documented, percentage
+from captum_fusion._captum import Baselines, Call, Layer, LayerEvaluation, Reshape, Target, format_result, log_usage
+from captum_fusion.attr._base import CAM, MASKING_OPTIONS, choice, documented, percentage
 from captum_fusion.attr.region import LayerScoreCAM
 from captum_fusion.functional import ScoreFn
 
@@ -69,6 +69,7 @@ _Fused = list[tuple[Tensor, FusionDetails]]
 class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
     """What Fusion-CAM and UnionCAM have in common: components, contributions, the weighted union."""
 
+    call_options = MASKING_OPTIONS
     theta: float
     weighting: str
     score_fn: str | ScoreFn
@@ -94,9 +95,11 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         if len(ours) != len(theirs) or any(a is not b for a, b in zip(ours, theirs, strict=True)):
             return False
         if isinstance(component, CAM):
-            return kwargs.keys() <= {"baselines", "mask_inputs", "perturbations_per_eval"}
+            return kwargs.keys() <= component.call_options and component.reshape is self.reshape
         if type(component) is not LayerGradCam or not kwargs.keys() <= {"relu_attributions", "attr_dim_summation"}:
             return False
+        if self.reshape is not None:  # captum's own would average the wrong dimensions
+            return not kwargs
         # The sum over channels and the ReLU that follow here make these no difference, unless the ReLU comes first.
         return kwargs.get("attr_dim_summation", True) or not kwargs.get("relu_attributions", False)
 
@@ -120,7 +123,7 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         elif isinstance(component, CAM):
             raw = component._maps(call.with_options(**kwargs) if kwargs else call, evaluations)
         else:
-            raw = [tuple(map(formulas.grad_cam, a, g or ())) for a, g in evaluations]
+            raw = [tuple(map(formulas.grad_cam, a, g or ())) for a, g, _ in evaluations]
         return [[self._input_space(name, tensor, call) for tensor in tensors] for tensors in raw]
 
     def _public_maps(
@@ -138,9 +141,7 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         }
         inner = _inner(component)
         if isinstance(inner, CAM):  # sharing a pass or not must not change what a mask shows
-            given["baselines"] = call.baselines
-            given["mask_inputs"] = call.mask_inputs
-            given["perturbations_per_eval"] = call.perturbations_per_eval
+            given.update({name: getattr(call, name) for name in inner.call_options})
         accepted = inspect.signature(inner.attribute).parameters
         result = call.attribute_with(
             component,
@@ -234,7 +235,7 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
     def _maps(self, call: Call, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
         return [tuple(attribution for attribution, _ in fused) for fused in self._fuse(call, evaluations)]
 
-    def _result(self, fused: list[_Fused], return_details: bool) -> Any:
+    def _with_details(self, fused: list[_Fused], return_details: bool) -> Any:
         results = []
         for tensors in fused:
             attribution = format_result(tuple(m for m, _ in tensors))
@@ -290,6 +291,7 @@ class LayerFusionCAM(_Fusion):
         theta: float = 10.0,
         weighting: str = "normalized",
         score_fn: str | ScoreFn = "softmax",
+        reshape: Reshape | None = None,
     ) -> None:
         """Name the network, the layer, the components and how they are weighted.
 
@@ -307,8 +309,9 @@ class LayerFusionCAM(_Fusion):
                 ``"sigmoid"``, ``"identity"`` or a function of the raw output, along dimension 1, before the target
                 is selected. An output of shape (N,) is the score itself. Gradients always use the raw output.
                 Default: ``"softmax"``
+            {reshape_arg}
         """
-        _Fusion.__init__(self, forward_func, layer, device_ids)
+        _Fusion.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self._set_options(theta, weighting, score_fn)
         self.gradient_method = _component("gradient_method", gradient_method, LayerGradCam, self)
         self.region_method = _component("region_method", region_method, LayerScoreCAM, self)
@@ -391,7 +394,7 @@ class LayerFusionCAM(_Fusion):
             or self._shares_gradients(self.region_method, region_kwargs),
             grad_kwargs=grad_kwargs,
         )
-        return self._result(fused, return_details)
+        return self._with_details(fused, return_details)
 
     def _fuse(self, call: Call, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
         gradients = self._component_maps(
@@ -464,6 +467,7 @@ class LayerUnionCAM(_Fusion):
         alpha: str = "sum",
         weighting: str = "normalized",
         score_fn: str | ScoreFn = "softmax",
+        reshape: Reshape | None = None,
     ) -> None:
         """Name the network, the layer, the region component and how it is weighted.
 
@@ -482,8 +486,9 @@ class LayerUnionCAM(_Fusion):
                 ``"sigmoid"``, ``"identity"`` or a function of the raw output, along dimension 1, before the target
                 is selected. An output of shape (N,) is the score itself. Gradients always use the raw output.
                 Default: ``"softmax"``
+            {reshape_arg}
         """
-        _Fusion.__init__(self, forward_func, layer, device_ids)
+        _Fusion.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self._set_options(theta, weighting, score_fn)
         self.alpha = choice("alpha", alpha, ("sum", "count"))
         self.region_method = _component("region_method", region_method, LayerScoreCAM, self)
@@ -551,7 +556,7 @@ class LayerUnionCAM(_Fusion):
             show_progress=show_progress,
             grad_kwargs=grad_kwargs,
         )
-        return self._result(fused, return_details)
+        return self._with_details(fused, return_details)
 
     def _stage_weights(self, first: Tensor, second: Tensor) -> Tensor:
         # Eq. 6 has plain contributions as weights, and so has the published code.
@@ -568,7 +573,7 @@ class LayerUnionCAM(_Fusion):
                 self._select(formulas.union_gradient_map(tensor, gradient, self.theta, self.alpha), region, call)
                 for tensor, gradient, region in zip(activations, gradients or (), maps, strict=True)
             ]
-            for (activations, gradients), maps in zip(evaluations, regions, strict=True)
+            for (activations, gradients, _), maps in zip(evaluations, regions, strict=True)
         ]
 
     def _select(self, gradient: Tensor, region: Tensor, call: Call) -> tuple[Tensor, FusionDetails]:
@@ -586,6 +591,8 @@ class LayerUnionCAM(_Fusion):
 
 def _component(name: str, given: Attribution | None, default: type[LayerAttribution], fusion: CAM) -> Attribution:
     if given is None:
+        if issubclass(default, CAM):
+            return default(fusion.forward_func, fusion.layer, fusion.device_ids, reshape=fusion.reshape)
         return default(fusion.forward_func, fusion.layer, fusion.device_ids)
     if isinstance(given, type) or not callable(getattr(given, "attribute", None)):
         raise TypeError(f"{name} must be an object with an attribute method, such as captum's, not {given!r:.80}")

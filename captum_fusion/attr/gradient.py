@@ -1,0 +1,450 @@
+"""Gradient methods: maps made of a layer's activations and the gradients of the score by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from captum.attr import GradientAttribution
+from torch import Tensor
+
+from captum_fusion import functional as formulas
+from captum_fusion._captum import (
+    Baselines,
+    Call,
+    Layer,
+    LayerEvaluation,
+    Reshape,
+    Target,
+    format_result,
+    log_usage,
+    path_steps,
+)
+from captum_fusion.attr._base import CAM, MASKING_OPTIONS, GradientCAM, choice, count, documented, positive
+
+
+class LayerHiResCAM(GradientCAM):
+    r"""HiResCAM: every activation counts by its own gradient, so that the map shows what the network used.
+
+    The map is ``ReLU(sum_k g^k * A^k)``, pixel by pixel, in the layer's space, not normalised. Without the ReLU its
+    sum over space is the score, up to the biases, for a network that is piecewise linear from the layer on.
+    Cost: one forward and one backward row for each example.
+
+    More details in the paper: R. L. Draelos, L. Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of
+    convolutional neural networks", 2020, https://arxiv.org/abs/2011.08891
+
+    Examples::
+
+        >>> from captum_fusion import LayerHiResCAM, demo
+        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> LayerHiResCAM(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        torch.Size([1, 1, 12, 12])
+    """
+
+    def _map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return formulas.hires_cam(activations, gradients).relu()
+
+
+class LayerGradCAMPlusPlus(GradientCAM):
+    r"""Grad-CAM++: positive gradients, weighted so that small areas of a class count as much as large ones.
+
+    With ``alpha = g**2 / (2 g**2 + g**3 sum_ab A_ab)`` (eq. 19; the sum over the channel is of its activations alone)
+    the channel weights are ``w_k = sum alpha ReLU(g)`` and the map ``ReLU(sum_k w_k A^k)``, in the layer's space, not
+    normalised. Cost: one forward and one backward row for each example.
+
+    More details in the paper: A. Chattopadhay, A. Sarkar, P. Howlader, V. N. Balasubramanian, "Grad-CAM++: Improved
+    Visual Explanations for Deep Convolutional Networks", WACV 2018, https://arxiv.org/abs/1710.11063
+
+    Examples::
+
+        >>> from captum_fusion import LayerGradCAMPlusPlus, demo
+        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> LayerGradCAMPlusPlus(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        torch.Size([1, 1, 12, 12])
+    """
+
+    @documented
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layer,
+        device_ids: list[int] | None = None,
+        *,
+        normalize_alpha: bool = False,
+        reshape: Reshape | None = None,
+    ) -> None:
+        """Name the network, the layer and the variant.
+
+        Args:
+            {constructor_args}
+            normalize_alpha (bool, optional): Let the pixel weights sum to 1 over a channel's positive gradients, as
+                the authors' code does and the paper does not.
+                Default: False
+            {reshape_arg}
+        """
+        GradientCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
+        self.normalize_alpha = normalize_alpha
+
+    def _map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        weights = formulas.grad_cam_plus_plus_weights(activations, gradients, self.normalize_alpha)
+        return formulas.weighted_activations(activations, weights)
+
+
+class LayerXGradCAM(GradientCAM):
+    r"""XGrad-CAM: channel weights that let the map add up to the score where a network allows it.
+
+    The weights are ``w_k = sum(A^k g^k) / sum(A^k)``, both over space, and the map ``ReLU(sum_k w_k A^k)`` in the
+    layer's space, not normalised. A channel whose activations sum to 0 up to rounding weighs 0.
+    Cost: one forward and one backward row for each example.
+
+    More details in the paper: R. Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of
+    CNNs", BMVC 2020, https://arxiv.org/abs/2008.02312
+
+    Examples::
+
+        >>> from captum_fusion import LayerXGradCAM, demo
+        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> LayerXGradCAM(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        torch.Size([1, 1, 12, 12])
+    """
+
+    def _map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return formulas.weighted_activations(activations, formulas.xgrad_cam_weights(activations, gradients))
+
+
+class LayerLayerCAM(GradientCAM):
+    r"""LayerCAM: activations weighted by their own positive gradients, which also works in early layers.
+
+    For one layer the map is ``ReLU(sum_k ReLU(g^k) * A^k)``, pixel by pixel, in the layer's space, not normalised. For
+    a list of layers, given in the order of the network, the maps are fused into one in the input's space, in [0, 1]:
+    the pixelwise maximum of their shares ``M / max M``, those of all layers but the last scaled to
+    ``tanh(gamma M / max M)``, because early maps are faint.
+    Cost: one forward and one backward row for each example, however many layers.
+
+    More details in the paper: P.-T. Jiang, C.-B. Zhang, Q. Hou, M.-M. Cheng, Y. Wei, "LayerCAM: Exploring Hierarchical
+    Class Activation Maps for Localization", IEEE Transactions on Image Processing 30, 2021,
+    https://doi.org/10.1109/TIP.2021.3089943
+
+    Examples::
+
+        >>> from captum_fusion import LayerLayerCAM, demo
+        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> image = demo.preprocess(scene.image)
+        >>> LayerLayerCAM(model, model.stage4).attribute(image, scene.labels[0]).shape
+        torch.Size([1, 1, 12, 12])
+        >>> LayerLayerCAM(model, [model.stage2, model.stage4]).attribute(image, scene.labels[0]).shape
+        torch.Size([1, 1, 96, 96])
+    """
+
+    @documented
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layer,
+        device_ids: list[int] | None = None,
+        *,
+        gamma: float = 2.0,
+        reshape: Reshape | None = None,
+    ) -> None:
+        """Name the network and the layer, or several in the order of the network.
+
+        Args:
+            {constructor_args}
+                Here their maps are fused into one.
+            gamma (float, optional): How much the maps of early layers are scaled up, of several layers.
+                Default: 2.0
+            {reshape_arg}
+        """
+        GradientCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
+        self.gamma = positive("gamma", gamma)
+
+    def _map(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return formulas.layer_cam(activations, gradients)
+
+    def _maps(self, call: Call, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
+        maps = GradientCAM._maps(self, call, evaluations)
+        if not isinstance(self.layer, list):
+            return maps
+        fused = formulas.fuse_layer_cams([m for each in maps for m in each], call.spatial_size, self.gamma)
+        return [(fused.to(call.inputs[call.first_masked].dtype),)]
+
+    def _result(self, maps: list[tuple[Tensor, ...]]) -> Any:
+        return format_result(maps[0])
+
+
+class SampledCAM(CAM, GradientAttribution):
+    """Base of the methods that differentiate at changed copies of the input."""
+
+    call_options = frozenset({"mask_inputs", "perturbations_per_eval"})
+
+    @log_usage()
+    @documented
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        mask_inputs: Sequence[int] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Explain a batch.
+
+        Args:
+            {shared_args}
+            {sampled_args}
+            {grad_kwargs}
+
+        Returns:
+            {layer_returns}
+
+        Raises:
+            {raises}
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_fusion import LayerSmoothGradCAMPlusPlus
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
+            >>> LayerSmoothGradCAMPlusPlus(net, net[0]).attribute(torch.rand(2, 3, 8, 8), target=[3, 7]).shape
+            torch.Size([2, 1, 6, 6])
+        """
+        maps = self._explain(
+            lambda call, evaluations: self._maps(call, evaluations, grad_kwargs),
+            inputs,
+            target,
+            additional_forward_args,
+            attribute_to_layer_input,
+            mask_inputs=mask_inputs,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+        return self._result(maps)
+
+    def _maps(
+        self, call: Call, evaluations: list[LayerEvaluation], grad_kwargs: dict[str, Any] | None = None
+    ) -> list[tuple[Tensor, ...]]:
+        raise NotImplementedError
+
+
+class LayerSmoothGradCAMPlusPlus(SampledCAM):
+    r"""Smooth Grad-CAM++: Grad-CAM++ with derivatives averaged over noisy copies of the input.
+
+    With the means over copies ``D1, D2, D3`` of ``g, g**2, g**3`` the pixel weights are
+    ``alpha = D2 / (2 D2 + D3 sum_ab A_ab)`` (the paper prints ``D1`` in the numerator, which does not reduce to
+    Grad-CAM++), the channel weights ``w_k = sum alpha ReLU(D1)``, and the map ``ReLU(sum_k w_k A^k)`` with the
+    activations of the input as it is, in the layer's space, not normalised. All examples get the same noise.
+    Cost for each example: 1 forward row, and ``n_samples`` forward and backward rows.
+
+    More details in the paper: D. Omeiza, S. Speakman, C. Cintas, K. Weldemariam, "Smooth Grad-CAM++: An Enhanced
+    Inference Level Visualization Technique for Deep Convolutional Neural Network Models", 2019,
+    https://arxiv.org/abs/1908.01224
+
+    Examples::
+
+        >>> from captum_fusion import LayerSmoothGradCAMPlusPlus, demo
+        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> method = LayerSmoothGradCAMPlusPlus(model, model.stage4, stdevs=0.1)
+        >>> method.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        torch.Size([1, 1, 12, 12])
+    """
+
+    @documented
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layer,
+        device_ids: list[int] | None = None,
+        *,
+        n_samples: int = 4,
+        stdevs: float = 0.3,
+        normalize_alpha: bool = False,
+        seed: int = 0,
+        reshape: Reshape | None = None,
+    ) -> None:
+        """Name the network, the layer and the noise.
+
+        Args:
+            {constructor_args}
+            n_samples (int, optional): The number of noisy copies.
+                Default: 4
+            stdevs (float, optional): The noise's standard deviation, in units of the (normalised) input.
+                Default: 0.3
+            normalize_alpha (bool, optional): Let the pixel weights sum to 1 over a channel's positive gradients.
+                Default: False
+            seed (int, optional): Of the noise; the global generator is not touched.
+                Default: 0
+            {reshape_arg}
+        """
+        SampledCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
+        self.n_samples, self.stdevs = count("n_samples", n_samples), positive("stdevs", stdevs, or_zero=True)
+        self.normalize_alpha, self.seed = normalize_alpha, count("seed", seed, 0)
+
+    def _maps(
+        self, call: Call, evaluations: list[LayerEvaluation], grad_kwargs: dict[str, Any] | None = None
+    ) -> list[tuple[Tensor, ...]]:
+        noises: dict[int, Tensor] = {}
+
+        def noisy(index: int, x: Tensor, base: float | Tensor, copies: Tensor) -> Tensor:
+            if index not in noises:
+                generator = torch.Generator("cpu").manual_seed(self.seed + index)
+                noises[index] = torch.randn(self.n_samples, *x.shape[1:], generator=generator, device="cpu").to(x)
+            return x + self.stdevs * noises[index][copies]
+
+        sums = [[formulas.precise(t).new_zeros(3, *t.shape) for t in each.activations] for each in evaluations]
+        passes = call.perturbed_passes(self.layer, self.device_ids, noisy, self.n_samples, grad_kwargs=grad_kwargs)
+        for examples, _, found in passes:
+            for layer_sums, evaluation in zip(sums, found, strict=True):
+                for powers, gradient in zip(layer_sums, evaluation.gradients or (), strict=True):
+                    precise = formulas.precise(gradient)
+                    for exponent in (1, 2, 3):
+                        powers[exponent - 1].index_add_(0, examples.to(precise.device), precise**exponent)
+        return [
+            tuple(self._map(a, p / self.n_samples) for a, p in zip(each.activations, layer_sums, strict=True))
+            for each, layer_sums in zip(evaluations, sums, strict=True)
+        ]
+
+    def _map(self, activations: Tensor, means: Tensor) -> Tensor:
+        first, second, third = means
+        weights = formulas.sum_of_alphas(
+            formulas.pixel_alphas(second, third, formulas.precise(activations)), first, self.normalize_alpha
+        )
+        return formulas.weighted_activations(activations, weights).to(activations.dtype)
+
+
+class LayerIntegratedGradCAM(SampledCAM):
+    r"""Integrated Grad-CAM: Grad-CAM averaged along the straight path from a baseline to the input.
+
+    With ``x_t = X_b + t (x - X_b)`` the map is the integral over ``t`` from 0 to 1 of
+    ``ReLU(sum_k GAP(g^k(x_t)) (A^k(x_t) - A^k(X_b)))``, in the layer's space, not normalised.
+    Cost for each example: 2 forward rows, and ``n_steps`` forward and backward rows.
+
+    More details in the paper: S. Sattarzadeh et al., "Integrated Grad-CAM: Sensitivity-Aware Visual Explanation of
+    Deep Convolutional Networks via Integrated Gradient-Based Scoring", ICASSP 2021, https://arxiv.org/abs/2102.07805.
+    The authors' code sums over ``t = 0, ..., m - 1`` and takes 0 for the baseline's activations.
+
+    Examples::
+
+        >>> from captum_fusion import LayerIntegratedGradCAM, demo
+        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> method = LayerIntegratedGradCAM(model, model.stage4, n_steps=10)
+        >>> method.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        torch.Size([1, 1, 12, 12])
+    """
+
+    call_options = MASKING_OPTIONS
+
+    @documented
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layer,
+        device_ids: list[int] | None = None,
+        *,
+        n_steps: int = 50,
+        method: str = "riemann_middle",
+        reshape: Reshape | None = None,
+    ) -> None:
+        """Name the network, the layer and the integration rule.
+
+        Args:
+            {constructor_args}
+            n_steps (int, optional): The number of points on the path.
+                Default: 50
+            method (str, optional): Captum's approximation of the integral: ``"riemann_left"``, ``"riemann_right"``,
+                ``"riemann_middle"``, ``"riemann_trapezoid"`` or ``"gausslegendre"``.
+                Default: ``"riemann_middle"``
+            {reshape_arg}
+        """
+        SampledCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
+        rules = ("riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid", "gausslegendre")
+        self.method = choice("method", method, rules)
+        self.n_steps = count("n_steps", n_steps, 2 if method == "riemann_trapezoid" else 1)
+
+    @log_usage()
+    @documented
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        baselines: Baselines = 0,
+        mask_inputs: Sequence[int] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Explain a batch.
+
+        Args:
+            {shared_args}
+            baselines (float, Tensor, tuple or None, optional): Where the path begins: a number, a tensor of an
+                input's shape (or with first dimension 1), or a tuple with one of these for each input.
+                Default: 0
+            {sampled_args}
+            {grad_kwargs}
+
+        Returns:
+            {layer_returns}
+
+        Raises:
+            {raises}
+
+        Examples::
+
+            >>> import torch
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
+            >>> LayerIntegratedGradCAM(net, net[0]).attribute(torch.rand(2, 3, 8, 8), target=[3, 7]).shape
+            torch.Size([2, 1, 6, 6])
+        """
+        maps = self._explain(
+            lambda call, evaluations: self._maps(call, evaluations, grad_kwargs),
+            inputs,
+            target,
+            additional_forward_args,
+            attribute_to_layer_input,
+            baselines=baselines,
+            mask_inputs=mask_inputs,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+        return self._result(maps)
+
+    def _maps(
+        self, call: Call, evaluations: list[LayerEvaluation], grad_kwargs: dict[str, Any] | None = None
+    ) -> list[tuple[Tensor, ...]]:
+        step_sizes, positions = path_steps(self.n_steps, self.method)
+
+        def on_path(index: int, x: Tensor, base: float | Tensor, copies: Tensor) -> Tensor:
+            share = x.new_tensor(positions)[copies].reshape(-1, *[1] * (x.dim() - 1))
+            return base + share * (x - base)
+
+        def at_base(index: int, x: Tensor, base: float | Tensor, copies: Tensor) -> Tensor:
+            return torch.zeros_like(x) + base
+
+        starts = [[formulas.at_least_float32(t).new_zeros(t.shape) for t in each.activations] for each in evaluations]
+        for examples, _, found in call.perturbed_passes(self.layer, self.device_ids, at_base, 1, gradients=False):
+            for start, evaluation in zip(starts, found, strict=True):
+                for rows, activations in zip(start, evaluation.activations, strict=True):
+                    rows[examples.to(rows.device)] = activations.to(rows)
+        sums = [[t.new_zeros(t.shape[0], 1, *t.shape[2:]) for t in start] for start in starts]
+        passes = call.perturbed_passes(self.layer, self.device_ids, on_path, self.n_steps, grad_kwargs=grad_kwargs)
+        for examples, copies, found in passes:
+            for total, start, evaluation in zip(sums, starts, found, strict=True):
+                for into, base, activations, gradients in zip(
+                    total, start, evaluation.activations, evaluation.gradients or (), strict=True
+                ):
+                    rows = examples.to(base.device)
+                    step = base.new_tensor(step_sizes)[copies.to(base.device)].reshape(-1, *[1] * (base.dim() - 1))
+                    difference = formulas.at_least_float32(activations) - base[rows]
+                    into.index_add_(0, rows, step * formulas.grad_cam(difference, gradients).relu())
+        return [
+            tuple(t.to(a.dtype) for t, a in zip(total, each.activations, strict=True))
+            for total, each in zip(sums, evaluations, strict=True)
+        ]

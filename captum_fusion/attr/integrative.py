@@ -1,0 +1,276 @@
+"""Integrative CAM: one map from several layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from captum.attr import GradientAttribution
+from torch import Tensor, nn
+
+from captum_fusion import functional as formulas
+from captum_fusion._captum import Call, Layer, LayerEvaluation, Reshape, Target, log_usage
+from captum_fusion.attr._base import CAM, choice, count, documented, positive
+
+_BIASES = ("residual", "layer", "fullgrad", "none")
+_LAYER_WEIGHTINGS = ("mean", "product", "uniform")
+
+
+class IntegrativeDetails(NamedTuple):
+    """What :class:`LayerIntegrativeCAM` found on its way, example by example, for L maps (one for each layer's tensor).
+
+    Attributes:
+        layer_maps: The normalised map of each layer, (N, L, *input spatial), in [0, 1].
+        layer_weights: What each layer weighs in the fusion, (N, L); they sum to 1, or are all 0.
+        kept: Whether a layer is part of the fusion, bool, (N, L); False if it is redundant or its map constant.
+        clipped: Share of the positions with a positive gradient whose alpha was cut to [0, 1], (N, L).
+    """
+
+    layer_maps: Tensor
+    layer_weights: Tensor
+    kept: Tensor
+    clipped: Tensor
+
+
+class LayerIntegrativeCAM(CAM, GradientAttribution):
+    r"""Integrative CAM: maps of several layers, fused by how much each layer has to say, in one pass.
+
+    Of the paper no more than the abstract could be read: all layers are fused; layer weights come from gradient and
+    activation scores; the map has a bias term; Grad-CAM++'s alpha is generalised to any smooth function. What follows
+    is this project's reading of that; only step 1 follows from the abstract's claim and Grad-CAM++'s derivation:
+
+    1. for a smooth function ``Y = phi(s)`` of the score, ``alpha = D2 / (2 D2 + D3 sum_ab A_ab)`` with the second and
+       third derivatives of ``Y``, which are those of ``phi`` times ``g**2`` and ``g**3`` where the network is locally
+       linear; ``phi="exp"`` gives Grad-CAM++ exactly. Alphas are cut to [0, 1], and sum to 1 over a channel's positive
+       gradients unless ``normalize_alpha=False``; ``w_k = sum alpha ReLU(g)``, without ``phi``'s slope, a common
+       factor;
+    2. the layer's map is ``M = ReLU(sum_k w_k A^k + bias)``. The default bias spreads what the weighted activations
+       miss of the score evenly over the Z positions, ``(s - sum_k w_k sum A^k) / Z``, so that the map sums to the
+       score before the ReLU;
+    3. layers weigh the mean of their shares of the mean absolute gradient ``G`` and activation ``Q``,
+       ``balance G_l / sum G + (1 - balance) Q_l / sum Q``;
+    4. of layers whose normalised maps differ by less than ``redundancy_threshold`` on average, the one with the
+       larger weight stays;
+    5. the result is ``N(sum_l omega_l N(Up(M_l)))``, in the input's space, in [0, 1].
+
+    Cost for each example: one forward and backward row, however many layers; ``phi="softmax"`` takes one more forward
+    and backward row for each of ``softmax_classes`` classes.
+
+    More details in the paper: A. K. Singh, D. Chaudhuri, M. P. Singh, S. Chattopadhyay, "Integrative CAM: Adaptive
+    Layer Fusion for Comprehensive Interpretation of CNNs", 2024, https://arxiv.org/abs/2412.01354
+
+    Examples::
+
+        >>> from captum_fusion import LayerIntegrativeCAM, demo
+        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> method = LayerIntegrativeCAM(model, [model.stage2, model.stage3, model.stage4])
+        >>> method.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        torch.Size([1, 1, 96, 96])
+    """
+
+    @documented
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layer,
+        device_ids: list[int] | None = None,
+        *,
+        phi: str | Callable[[Tensor], Tensor] = "exp",
+        normalize_alpha: bool = True,
+        bias: str = "residual",
+        layer_weighting: str = "mean",
+        balance: float = 0.5,
+        redundancy_threshold: float | None = None,
+        softmax_classes: int = 10,
+        reshape: Reshape | None = None,
+    ) -> None:
+        """Name the network, the layers and how they are fused.
+
+        Args:
+            {constructor_args}
+                Here they give one map; take the last layer of each resolution stage, for example.
+            phi (str or callable, optional): The smooth function of the score: ``"exp"``, ``"softplus"``,
+                ``"sigmoid"``, ``"square"``, ``"identity"`` (alphas are all the same), ``"softmax"`` over the classes,
+                or any function from scores (N,) to (N,) that autograd can differentiate three times.
+                Default: ``"exp"``
+            normalize_alpha (bool, optional): Let the alphas sum to 1 over a channel's positive gradients.
+                Default: True
+            bias (str, optional): ``"residual"``; ``"layer"``, the bias of the layer's last convolution or batch norm
+                weighted as its channels are; ``"fullgrad"``, the same weighted by the gradients at each position; or
+                ``"none"``.
+                Default: ``"residual"``
+            layer_weighting (str, optional): ``"mean"`` of the shares of gradient and activation, their normalised
+                ``"product"``, or ``"uniform"``.
+                Default: ``"mean"``
+            balance (float, optional): What the gradient's share counts in the mean, 0 to 1.
+                Default: 0.5
+            redundancy_threshold (float or None, optional): The mean absolute difference of two layers' normalised
+                maps below which the lesser of them is left out. None keeps all.
+                Default: None
+            softmax_classes (int, optional): How many of the most probable classes, the target among them,
+                ``phi="softmax"`` runs over.
+                Default: 10
+            {reshape_arg}
+        """
+        CAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
+        if isinstance(phi, str):
+            choice("phi", phi, (*formulas.SMOOTH_FUNCTIONS, "softmax"))
+        elif not callable(phi):
+            raise TypeError(f"phi must be a name or a callable, not {type(phi).__name__}")
+        self.phi, self.normalize_alpha = phi, normalize_alpha
+        self.bias = choice("bias", bias, _BIASES)
+        self.layer_weighting = choice("layer_weighting", layer_weighting, _LAYER_WEIGHTINGS)
+        self.balance = positive("balance", balance, or_zero=True)
+        if self.balance > 1:
+            raise ValueError(f"balance must be at most 1, not {balance!r}")
+        threshold = redundancy_threshold
+        self.redundancy_threshold = None if threshold is None else positive("redundancy_threshold", threshold)
+        self.softmax_classes = count("softmax_classes", softmax_classes, 2)
+
+    @property
+    def uses_gradients(self) -> bool:
+        """True: the formula is one of activations and gradients."""
+        return True
+
+    @log_usage()
+    @documented
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        return_details: bool = False,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Explain a batch.
+
+        Args:
+            {shared_args}
+            return_details (bool, optional): Also return what the method found on its way.
+                Default: False
+            {grad_kwargs}
+
+        Returns:
+            *Tensor* of **attributions**, with **details** if asked for:
+            - **attributions** (*Tensor*): One map for all layers, of shape ``(N, 1, *input spatial)``, in [0, 1], in
+                the dtype of the input, detached (unless ``grad_kwargs`` asks to create a graph).
+            - **details** (:class:`IntegrativeDetails`): With ``return_details=True``.
+
+        Raises:
+            {raises}
+
+        Examples::
+
+            >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)).eval()
+            >>> method = LayerIntegrativeCAM(net, [net[0], net[1]])
+            >>> attribution, details = method.attribute(torch.rand(2, 3, 8, 8), [3, 7], return_details=True)
+            >>> attribution.shape, details.layer_weights.shape
+            (torch.Size([2, 1, 8, 8]), torch.Size([2, 2]))
+        """
+        (fused,) = self._explain(
+            lambda call, evaluations: [self._fuse(call, evaluations)],
+            inputs,
+            target,
+            additional_forward_args,
+            attribute_to_layer_input,
+            grad_kwargs=grad_kwargs,
+        )
+        return fused if return_details else fused[0]
+
+    def _maps(self, call: Call, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
+        return [(self._fuse(call, evaluations)[0],)]
+
+    def _fuse(self, call: Call, evaluations: list[LayerEvaluation]) -> tuple[Tensor, IntegrativeDetails]:
+        score = call.clean_scores(formulas.score_function("identity"))
+        others = self._class_gradients(call, evaluations) if self.phi == "softmax" else None
+        maps, gradient_scores, activation_scores, clipped = [], [], [], []
+        for number, (module, each) in enumerate(zip(self._layers, evaluations, strict=True)):
+            for index, (activations, gradients) in enumerate(zip(each.activations, each.gradients or (), strict=True)):
+                classes = None if others is None else (others[0], others[1][number][index])
+                raw, cut = self._layer_map(module, activations, gradients, score, classes)
+                raised = formulas.upsample(raw.relu(), call.spatial_size)
+                maps.append(formulas.normalize(raised.to(formulas.at_least_float32(activations))))
+                gradient_scores.append(formulas.at_least_float32(gradients).abs().flatten(1).mean(1))
+                activation_scores.append(formulas.at_least_float32(activations).abs().flatten(1).mean(1))
+                clipped.append(cut)
+        stacked = torch.cat(maps, 1)
+        weights = formulas.layer_weights(
+            torch.stack(gradient_scores, 1), torch.stack(activation_scores, 1), self.layer_weighting, self.balance
+        )
+        kept = formulas.distinct_maps(stacked.detach(), weights.detach(), self.redundancy_threshold)
+        weights = formulas.shares(torch.where(kept, weights, 0.0))
+        shape = (*weights.shape, *[1] * (stacked.dim() - 2))
+        fused = formulas.normalize((weights.to(stacked).reshape(shape) * stacked).sum(1, keepdim=True))
+        details = IntegrativeDetails(stacked, weights, kept, torch.stack(clipped, 1))
+        return fused.to(call.inputs[call.first_masked].dtype).contiguous(), details
+
+    def _layer_map(
+        self,
+        module: nn.Module,
+        activations: Tensor,
+        gradients: Tensor,
+        score: Tensor,
+        classes: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """A layer's map before its ReLU, and the share of alphas that were cut."""
+        activations, gradients = formulas.precise(activations), formulas.precise(gradients)
+        if classes is None:
+            first, second, third = formulas.smooth_derivatives(self.phi, score, gradients)
+        else:
+            first, second, third = formulas.softmax_derivatives(*classes)
+        alphas = formulas.pixel_alphas(second, third, activations)
+        inside, rising = alphas.clamp(0, 1), first > 0
+        cut = ((alphas != inside) & rising).flatten(1).sum(1) / rising.flatten(1).sum(1).clamp(min=1)
+        weights = formulas.sum_of_alphas(inside, first, self.normalize_alpha)
+        shape = (*weights.shape, *[1] * (activations.dim() - 2))
+        summed = (weights.reshape(shape) * activations).sum(1, keepdim=True)
+        if self.bias == "residual":
+            missing = (score.to(summed) - summed.flatten(1).sum(1)) / summed[0].numel()
+            summed = summed + missing.reshape(-1, *[1] * (summed.dim() - 1))
+        elif self.bias in ("layer", "fullgrad"):
+            bias = _layer_bias(module, activations.shape[1]).to(summed).reshape(1, *shape[1:])
+            factor = weights.reshape(shape) if self.bias == "layer" else gradients
+            summed = summed + (bias * factor).sum(1, keepdim=True)
+        return summed, cut
+
+    def _class_gradients(self, call: Call, evaluations: list[LayerEvaluation]) -> tuple[Tensor, list[list[Tensor]]]:
+        """Probabilities (N, m) of the target and the most probable other classes, and gradients (m, N, K, *spatial)."""
+        output = formulas.precise(call.output)
+        if output.dim() != 2 or output.shape[1] < 2:
+            raise ValueError(f'phi="softmax" needs an output of shape (N, classes), not {tuple(output.shape)}')
+        number = min(self.softmax_classes, output.shape[1])
+        chosen = call.select(torch.arange(output.shape[1], device=output.device).expand(output.shape))[:, None]
+        others = output.scatter(1, chosen, -torch.inf).topk(number - 1, dim=1).indices
+        classes = torch.cat([chosen, others], 1)
+        found = [[formulas.precise(a).new_zeros(number, *a.shape) for a in each.activations] for each in evaluations]
+        for examples, copies, passes in call.perturbed_passes(
+            self.layer, self.device_ids, lambda index, x, base, which: x, number, targets=classes.T
+        ):
+            for into, evaluation in zip(found, passes, strict=True):
+                for tensor, gradients in zip(into, evaluation.gradients or (), strict=True):
+                    tensor[copies.to(tensor.device), examples.to(tensor.device)] = gradients.to(tensor)
+        return output.gather(1, classes).softmax(1), found
+
+
+def _layer_bias(module: nn.Module, channels: int) -> Tensor:
+    """The bias (channels,) of a layer's last convolution, with the batch norm after it folded in."""
+    bias: Any = None
+    for each in module.modules():
+        found: Any = each
+        if isinstance(each, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and each.out_channels == channels:
+            bias = each.weight.new_zeros(channels) if each.bias is None else each.bias
+        norm = isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+        if norm and found.num_features == channels and found.running_mean is not None:
+            scale = (found.running_var + found.eps).rsqrt() * (1 if found.weight is None else found.weight)
+            bias = (-found.running_mean if bias is None else bias - found.running_mean) * scale
+            bias = bias if found.bias is None else bias + found.bias
+    if bias is None:
+        raise ValueError(
+            f"bias: {type(module).__name__} holds no convolution or batch norm of {channels} channels whose bias could "
+            'be used; choose bias="residual"'
+        )
+    folded: Tensor = bias.detach()
+    return folded
