@@ -43,6 +43,7 @@ __all__ = [
     "Target",
     "format_result",
     "log_usage",
+    "no_inference_mode",
     "path_steps",
     "progress_bar",
 ]
@@ -74,7 +75,8 @@ def progress_bar(show: bool, name: str) -> Any:
 def path_steps(n_steps: int, method: str) -> tuple[list[float], list[float]]:
     """Step sizes and positions in [0, 1] of captum's approximation ``method`` of an integral."""
     step_sizes, alphas = approximation_parameters(method)
-    return list(step_sizes(n_steps)), list(alphas(n_steps))
+    with torch.device("cpu"):  # they are made with torch, on the default device
+        return list(step_sizes(n_steps)), list(alphas(n_steps))
 
 
 @contextlib.contextmanager
@@ -85,6 +87,11 @@ def _grad_mode(enabled: bool) -> Iterator[None]:
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(enabled))
         yield
+
+
+def no_inference_mode() -> contextlib.AbstractContextManager[None]:
+    """Leave a caller's inference_mode, as a context manager; whether gradients are recorded stays as it is."""
+    return _grad_mode(torch.is_grad_enabled())
 
 
 def _detach(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -13,14 +13,17 @@ References:
     [7] R. Fu et al., "Axiom-based Grad-CAM" (XGrad-CAM), BMVC 2020, arXiv:2008.02312.
     [8] P.-T. Jiang et al., "LayerCAM", IEEE TIP 2021, doi:10.1109/TIP.2021.3089943.
     [9] Q. Zhang, L. Rao, Y. Yang, "Group-CAM", 2021, arXiv:2103.13859.
-    [11] V. Petsiuk, A. Das, K. Saenko, "RISE", BMVC 2018, arXiv:1806.07421.
     [10] M. B. Muhammad, M. Yeasin, "Eigen-CAM", IJCNN 2020, arXiv:2008.00299.
+    [11] V. Petsiuk, A. Das, K. Saenko, "RISE", BMVC 2018, arXiv:1806.07421.
+    [12] P. Morbidelli et al., "Augmented Grad-CAM", ICASSP 2020.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -282,8 +285,9 @@ def fuse_layer_cams(maps: Sequence[Tensor], size: Sequence[int], gamma: float = 
 
     Examples::
 
-        >>> fuse_layer_cams([torch.tensor([[[0.0, 1.0, 2.0]]]), torch.tensor([[[4.0, 0.0, 0.0]]])], (3,))
-        tensor([[[1.0000, 0.7616, 0.9640]]])
+        >>> early, last = torch.tensor([[[0.0, 1.0, 2.0]]]), torch.tensor([[[0.0, 4.0, 0.0]]])
+        >>> fuse_layer_cams([early, last], (3,))
+        tensor([[[0.0000, 1.0000, 0.9640]]])
     """
     shares = []
     for single in maps:
@@ -443,22 +447,21 @@ def smooth_derivatives(
 
 
 def _three_derivatives(phi: Callable[[Tensor], Tensor], score: Tensor) -> list[Tensor]:
-    found: list[Tensor] = []
+    found = [torch.zeros_like(score) for _ in range(3)]
     with torch.inference_mode(False), torch.enable_grad():
         variable = score.detach().clone().requires_grad_()
-        value = phi(variable)
+        value: Any = phi(variable)
         if not isinstance(value, Tensor) or value.shape != score.shape:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"phi must return a tensor of the scores' shape {tuple(score.shape)}, not {shape}")
         if not value.requires_grad:
             raise ValueError("phi must depend on the scores in a way that autograd can differentiate")
-        for _ in range(3):
-            if not value.requires_grad:
-                found.append(torch.zeros_like(score))
-                continue
-            (derivative,) = torch.autograd.grad(value.sum(), variable, create_graph=True, allow_unused=True)
-            value = torch.zeros_like(score) if derivative is None else derivative
-            found.append(value.detach())
+        for into in found:
+            (value,) = torch.autograd.grad(value.sum(), variable, create_graph=True, allow_unused=True)
+            if value is None or not value.requires_grad:
+                into += 0 if value is None else value
+                break
+            into += value.detach()
     return found
 
 
@@ -698,7 +701,7 @@ def rise_masks(grids: Tensor, shifts: Tensor, size: Sequence[int]) -> Tensor:
     Examples::
 
         >>> rise_masks(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[0.0]]), (4,))
-        tensor([[[0.0000, 0.0000, 0.2500...
+        tensor([[[0.0000, 0.0000, 0.3333, 0.6667]]])
     """
     cells = [-(-pixels // n) for pixels, n in zip(size, grids.shape[2:], strict=True)]
     stretched = upsample(grids, [(n + 1) * cell for n, cell in zip(grids.shape[2:], cells, strict=True)])
@@ -752,6 +755,32 @@ def smooth_neighbours(maps: Tensor) -> Tensor:
     return maps
 
 
+def similar_channels(activations: Tensor, quantile: float) -> Tensor:
+    """FD-CAM's groups: the channels whose cosine similarity to a channel exceeds a quantile of all similarities to it.
+
+    Args:
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
+        quantile (float): From 0 to 1.
+
+    Returns:
+        Tensor: bool, of shape (N, K, K): whether the second channel is in the first one's group. The group of a
+        channel that is all zero is empty.
+
+    Examples::
+
+        >>> similar_channels(torch.tensor([[[0.0, 1.0], [0.0, 2.0], [1.0, 0.0]]]), 0.5)
+        tensor([[[False, False, False],
+                 [False, False, False],
+                 [False, False,  True]]])
+    """
+    flat = precise(activations).flatten(2)
+    norms = flat.norm(dim=2, keepdim=True)
+    flat = torch.where(norms > 0, flat / torch.where(norms > 0, norms, 1.0), 0.0)
+    similarity = flat @ flat.transpose(1, 2)
+    threshold = percentile(similarity, 100 * quantile)
+    return similarity > threshold + FLOOR * threshold.abs()
+
+
 def group_maps(activations: Tensor, labels: Tensor, weights: Tensor, groups: int) -> Tensor:
     """Group-CAM's group maps [9]: ReLU of the weighted sum of each group's channels.
 
@@ -800,7 +829,8 @@ def gaussian_blur(x: Tensor, kernel_size: int = 51, sigma: float = 50.0) -> Tens
         kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
         moved = x.movedim(dim, -1)
         rows = F.pad(moved.reshape(-1, 1, moved.shape[-1]), (half, half), mode="reflect")
-        x = F.conv1d(rows, (kernel / kernel.sum())[None, None]).reshape(moved.shape).movedim(-1, dim)
+        blurred: Tensor = F.conv1d(rows, (kernel / kernel.sum())[None, None])
+        x = blurred.reshape(moved.shape).movedim(-1, dim)
     return x
 
 
@@ -853,7 +883,7 @@ def principal_components(activations: Tensor, number: int, center: bool) -> Tens
     if center:
         table = table - table.mean(1, keepdim=True)
     left, values, _ = torch.linalg.svd(table, full_matrices=False)
-    found = (left * values[:, None])[:, :, :number].transpose(1, 2)
+    found: Tensor = (left * values[:, None])[:, :, :number].transpose(1, 2)
     return found.reshape(*found.shape[:2], *activations.shape[2:]).to(activations.dtype)
 
 
@@ -881,6 +911,126 @@ def decompose(maps: Tensor, number: int, center: bool = True) -> Tensor:
     largest = flat.gather(2, flat.abs().argmax(2, keepdim=True))
     sign = torch.where(clear, agreement, largest).sign()
     return (sign * flat).reshape(components.shape).to(components.dtype)
+
+
+def affine_grids(angles: Tensor, moves: Tensor, size: Sequence[int]) -> Tensor:
+    """Sampling grids of rotations about the centre followed by shifts, for ``torch.nn.functional.grid_sample``.
+
+    Args:
+        angles (Tensor): In radians, of shape (L,).
+        moves (Tensor): Shifts in x and y, in shares of the width and the height, of shape (L, 2).
+        size (sequence of int): Height and width in pixels. They may differ; the rotation is one in pixels.
+
+    Returns:
+        Tensor: Of shape (L, height, width, 2).
+
+    Examples::
+
+        >>> affine_grids(torch.zeros(1), torch.zeros(1, 2), (2, 2))[0, 0]
+        tensor([[-0.5000, -0.5000],
+                [ 0.5000, -0.5000]])
+    """
+    height, width = size
+    cos, sin, aspect = angles.cos(), angles.sin(), height / width
+    rows = [torch.stack([cos, -sin * aspect], 1), torch.stack([sin / aspect, cos], 1)]
+    matrices = torch.cat([torch.stack(rows, 1), 2 * moves[..., None]], 2)
+    return F.affine_grid(matrices, [len(angles), 1, height, width], align_corners=False)
+
+
+def coarsening(grids: Tensor, cells: Sequence[int]) -> Tensor:
+    """What a fine map looks like, moved and averaged over coarse cells, as one sparse matrix.
+
+    Args:
+        grids (Tensor): Sampling grids, of shape (L, height, width, 2): :func:`affine_grids`. Zeros lie outside.
+        cells (sequence of int): Rows h and columns w of the coarse map.
+
+    Returns:
+        Tensor: Sparse CSR, in the dtype of ``grids``, of shape (L * h * w, height * width).
+
+    Examples::
+
+        >>> matrix = coarsening(affine_grids(torch.zeros(1), torch.zeros(1, 2), (1, 4)), (1, 2))
+        >>> matrix.to_dense()
+        tensor([[0.5000, 0.5000, 0.0000, 0.0000],
+                [0.0000, 0.0000, 0.5000, 0.5000]])
+    """
+    height, width = grids.shape[1:3]
+    sides = [
+        torch.arange(pixels, device=grids.device) * n // pixels
+        for pixels, n in zip((height, width), cells, strict=True)
+    ]
+    cell = sides[0][:, None] * cells[1] + sides[1]
+    share = (1 / torch.bincount(cell.flatten()).to(grids.dtype))[cell]
+    parts = []
+    for grid in grids:  # one at a time, because the entries of all of them before they are summed would be many
+        at = ((grid + 1) * grid.new_tensor([width, height]) - 1) / 2
+        rows, columns, values = [], [], []
+        for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            pixel = at.floor() + grid.new_tensor(corner)
+            inside = ((pixel >= 0) & (pixel < grid.new_tensor([width, height]))).all(-1)
+            x, y = pixel[inside].unbind(-1)
+            rows.append(cell[inside])
+            columns.append((y * width + x).long())
+            values.append(((1 - (at - pixel).abs()).prod(-1) * share)[inside])
+        indices = torch.stack([torch.cat(rows), torch.cat(columns)])
+        size = (cells[0] * cells[1], height * width)
+        part = torch.sparse_coo_tensor(indices, torch.cat(values), size, device=grids.device, check_invariants=False)
+        parts.append(part.coalesce())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse")  # CSR is called a beta in every release
+        return torch.cat(parts).coalesce().to_sparse_csr()
+
+
+def super_resolve(
+    maps: Tensor, grids: Tensor, tv_weight: float, energy_weight: float, iterations: int = 200, rate: float = 1e-3
+) -> Tensor:
+    """Augmented Grad-CAM's super-resolution [12]: the fine map whose moved, coarsened copies fit the maps best.
+
+    It minimises ``sum_l |D T_l h - g_l|^2 + tv_weight TV(h) + energy_weight |h|^2`` from ``h = 0`` by Adam, where
+    ``T_l`` samples ``h`` at the l-th grid, ``D`` averages over the cells of the coarse map, and ``TV`` is the
+    anisotropic total variation, smoothed, ``sqrt(d**2 + 0.003**2)`` for a difference ``d``, because the kink of
+    ``|d|`` would blow up rounding errors. Each example is minimised by itself.
+
+    Args:
+        maps (Tensor): Coarse maps, floating point, of shape (N, L, h, w); NaN maps are left out.
+        grids (Tensor): Of shape (L, height, width, 2): :func:`affine_grids`.
+        tv_weight (float): Of the total variation.
+        energy_weight (float): Of the squared norm.
+        iterations (int): Steps of Adam. Default: 200
+        rate (float): Adam's learning rate. Default: 0.001
+
+    Returns:
+        Tensor: Of shape (N, 1, height, width), float64 (float32 on devices without it).
+
+    Examples::
+
+        >>> grids = affine_grids(torch.zeros(1), torch.zeros(1, 2), (2, 4))
+        >>> super_resolve(torch.tensor([[[[0.0, 1.0]]]]), grids, 0.0, 0.0, iterations=200, rate=0.05) > 0.5
+        tensor([[[[False, False,  True,  True],
+                  [False, False,  True,  True]]]])
+    """
+    maps, grids, size = precise(maps), precise(grids), grids.shape[1:3]
+    with torch.inference_mode(False), torch.no_grad():
+        counts = maps.isfinite().flatten(1).T  # (L * h * w, N)
+        wanted = torch.where(maps.isfinite(), maps, 0.0).flatten(1).T
+        forward: Any = coarsening(grids, maps.shape[2:])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse")
+            backward = forward.to_sparse_coo().t().coalesce().to_sparse_csr()
+        fine = maps.new_zeros(size[0] * size[1], len(maps))
+        optimizer = torch.optim.Adam([fine], lr=rate)
+        for _ in range(iterations):
+            gradient = 2 * (backward @ (counts * (forward @ fine - wanted))) + 2 * energy_weight * fine
+            image = fine.reshape(*size, -1)
+            for dim in (0, 1):
+                steps = image.diff(dim=dim)
+                signs = steps / (steps.square() + 3e-3**2).sqrt()
+                edge = torch.zeros_like(image.narrow(dim, 0, 1))
+                slope = torch.cat([edge, signs], dim) - torch.cat([signs, edge], dim)
+                gradient += tv_weight * slope.reshape(fine.shape)
+            fine.grad = gradient
+            optimizer.step()
+    return fine.T.reshape(-1, 1, *size)
 
 
 def denoise_gradients(gradients: Tensor, theta: float) -> Tensor:

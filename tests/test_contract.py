@@ -5,16 +5,27 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
 from typing import Any
 
 import pytest
 import torch
-from captum.attr import Attribution, LayerAttribution, NoiseTunnel
+from captum.attr import Attribution, LayerAttribution, NoiseTunnel, PerturbationAttribution
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM
+from captum_fusion import LayerAugmentedGradCAM, LayerScoreCAM
 from captum_fusion.metrics import explanation_func, to_input_shape
+from tests.classes import (
+    CLASS_AGNOSTIC,
+    FUSE_LAYERS,
+    FUSIONS,
+    INPUT_SPACE,
+    SIGNED,
+    options,
+    takes,
+    with_baselines,
+)
 from tests.networks import (
     Counter,
     Net,
@@ -27,13 +38,6 @@ from tests.networks import (
     images,
     make,
 )
-
-CLASSES = [LayerFusionCAM, LayerUnionCAM, LayerScoreCAM]
-
-
-@pytest.fixture(params=CLASSES, ids=lambda cls: cls.__name__)
-def cls(request: pytest.FixtureRequest) -> Any:
-    return request.param
 
 
 @pytest.fixture
@@ -76,7 +80,7 @@ def test_every_argument_is_documented(cls: Any) -> None:
 def test_name_and_properties(cls: Any) -> None:
     method = cls(make(), nn.ReLU())
     assert method.get_name() == cls.__name__
-    assert method.multiplies_by_inputs is True
+    assert method.multiplies_by_inputs is issubclass(cls, PerturbationAttribution)
     assert method.has_convergence_delta() is False
 
 
@@ -86,13 +90,19 @@ def test_name_and_properties(cls: Any) -> None:
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_shape_range_and_detachment(cls: Any, dims: int) -> None:
     model, size = make(dims=dims), (8, 6, 10)[:dims]
-    result = cls(model, model.relu2).attribute(images(2, 3, *size), 1)
-    assert result.shape == (2, 1, *((4, 3, 5)[:dims] if cls is LayerScoreCAM else size))
+    method, x = cls(model, model.relu2), images(2, 3, *size)
+    if cls is LayerAugmentedGradCAM and dims != 2:
+        with pytest.raises(ValueError, match=f"two spatial dimensions, not {dims}"):
+            method.attribute(x, 1)
+        return
+    result = method.attribute(x, 1)
+    assert result.shape == (2, 1, *(size if cls in INPUT_SPACE else (4, 3, 5)[:dims]))
     assert result.isfinite().all()
-    assert (result >= 0).all()
+    assert result.abs().amax() > 0
+    assert (result >= 0).all() or cls in SIGNED
     assert not result.requires_grad
     assert result.is_contiguous()
-    if cls is not LayerScoreCAM:
+    if cls in INPUT_SPACE:
         same(result.amax(tuple(range(1, result.dim()))), torch.ones(2))
 
 
@@ -100,10 +110,15 @@ def test_batch_equals_one_by_one(cls: Any, x: Tensor) -> None:
     model, targets = make(), [0, 3, 1]
     method = cls(model, model.conv2)
     alone = one_by_one(method, x, targets)
-    assert not torch.allclose(alone, one_by_one(method, x, [1, 0, 3]), atol=1e-3), "targets matter"
+    others = one_by_one(method, x, [1, 0, 3])
+    matters = (others - alone).abs().amax() > 1e-3 * alone.abs().amax()
+    assert matters == (cls not in CLASS_AGNOSTIC), "targets matter"
     for chunk in (None, 1, 2, 7, 1000):
-        same(method.attribute(x, targets, perturbations_per_eval=chunk), alone)
-        same(method.attribute(x, torch.tensor(targets), perturbations_per_eval=chunk), alone)
+        chunks = {"perturbations_per_eval": chunk} if takes(cls, "perturbations_per_eval") else {}
+        # The iterations of a super-resolution blow rounding errors up.
+        tolerance = 1e-4 if cls is LayerAugmentedGradCAM else 1e-5
+        same(method.attribute(x, targets, **chunks), alone, tolerance)
+        same(method.attribute(x, torch.tensor(targets), **chunks), alone, tolerance)
 
 
 @pytest.mark.parametrize("target", [2, torch.tensor(2), torch.tensor([2])], ids=repr)
@@ -122,14 +137,17 @@ def test_targets_of_outputs_with_three_dimensions(cls: Any, x: Tensor) -> None:
 
 def test_no_target_where_the_output_is_a_score(cls: Any, x: Tensor) -> None:
     model, twin = make(Score), make()
-    options = {} if cls is LayerScoreCAM else {"score_fn": "identity"}
-    same(cls(model, model.conv2, **options).attribute(x), cls(twin, twin.conv2, **options).attribute(x, 0))
+    raw = options(cls, score_fn="identity")
+    same(cls(model, model.conv2, **raw).attribute(x), cls(twin, twin.conv2, **raw).attribute(x, 0))
     assert cls(model, model.conv2).attribute(x).isfinite().all(), "a score needs no softmax"
 
 
 @pytest.mark.parametrize("target", [None, (0, 1, 2), torch.tensor([1, 2]), [0, 1], "cat", 1.5], ids=repr)
 def test_wrong_target_is_an_assertion(cls: Any, x: Tensor, target: Any) -> None:
     model = make()
+    if target is None and cls in CLASS_AGNOSTIC:
+        same(cls(model, model.conv2).attribute(x), cls(model, model.conv2).attribute(x, 1))
+        return
     with pytest.raises(AssertionError):
         cls(model, model.conv2).attribute(x, target)
     assert hooks_on(model) == 0
@@ -155,13 +173,15 @@ def test_several_inputs(cls: Any, x: Tensor) -> None:
     model, other, features = make(TwoInputs), images(3, 3, 12, 12, seed=5), images(3, 5, seed=6)
     method = cls(model, model.conv2)
     result = method.attribute((x, other, features), [0, 1, 2])
-    assert result.shape[2:] == ((4, 4) if cls is LayerScoreCAM else (8, 8)), "the first masked input's size"
+    assert result.shape[2:] == ((8, 8) if cls in INPUT_SPACE else (4, 4)), "the first masked input's size"
     alone = [method.attribute((x[[i]], other[[i]], features[[i]]), i) for i in range(3)]
     same(result, torch.cat(alone))
-    only = method.attribute((x, other, features), 1, mask_inputs=[1])
-    assert only.shape[2:] == ((4, 4) if cls is LayerScoreCAM else (12, 12))
+    if takes(cls, "mask_inputs"):
+        only = method.attribute((x, other, features), 1, mask_inputs=[1])
+        assert only.shape[2:] == ((12, 12) if cls in INPUT_SPACE else (4, 4))
 
 
+@pytest.mark.parametrize("cls", [*FUSIONS, LayerScoreCAM])
 def test_masks_reach_every_masked_input(cls: Any) -> None:
     model, seen = make(), []
 
@@ -182,6 +202,9 @@ def test_masks_reach_every_masked_input(cls: Any) -> None:
 def test_tuple_layer(cls: Any, x: Tensor) -> None:
     model = make(TupleLayer)
     result = cls(model, model.branches).attribute(x, 1)
+    if cls in FUSE_LAYERS and cls in INPUT_SPACE:
+        same(result, cls(model, [model.branches.a, model.branches.b]).attribute(x, 1))
+        return
     assert isinstance(result, tuple)
     each = [cls(model, layer).attribute(x, 1) for layer in (model.branches.a, model.branches.b)]
     same(result, tuple(each))
@@ -190,6 +213,11 @@ def test_tuple_layer(cls: Any, x: Tensor) -> None:
 def test_list_of_layers(cls: Any, x: Tensor) -> None:
     model = make()
     result = cls(model, [model.conv1, model.relu2]).attribute(x, 1)
+    if cls in FUSE_LAYERS:
+        assert result.shape == (3, 1, 8, 8)
+        for layer in (model.conv1, model.relu2):
+            assert not torch.allclose(result, cls(model, [layer]).attribute(x, 1), atol=1e-3), "both count"
+        return
     assert isinstance(result, list)
     same(result, [cls(model, layer).attribute(x, 1) for layer in (model.conv1, model.relu2)])
 
@@ -238,6 +266,10 @@ def test_leaves_everything_as_it_was(cls: Any, x: Tensor) -> None:
 def test_leaves_nothing_behind_when_the_network_fails(cls: Any, x: Tensor, call: int) -> None:
     model = make()
     failing = Counter(model, fail_at=call)
+    plain = Counter(model)
+    cls(plain, model.conv2).attribute(x, 1)
+    if plain.calls < call:
+        pytest.skip("needs fewer calls of the network")
     with pytest.raises(RuntimeError, match="the network failed"):
         cls(failing, model.conv2).attribute(x, 1)
     assert hooks_on(model) == 0
@@ -302,7 +334,9 @@ def test_dtype_is_kept(cls: Any, x: Tensor, dtype: torch.dtype) -> None:
     assert result.isfinite().all()
     plain = make()
     expected = cls(plain, plain.conv2).attribute(x, [0, 1, 2])
-    similar = nn.functional.cosine_similarity(result.float().flatten(1), expected.flatten(1))
+    shown = expected.flatten(1).any(1)
+    assert shown.any()
+    similar = nn.functional.cosine_similarity(result.float().flatten(1), expected.flatten(1))[shown]
     assert (similar > 0.95).all()
 
 
@@ -313,7 +347,7 @@ def test_autocast_is_respected(cls: Any, x: Tensor) -> None:
         result = cls(model, model.conv2).attribute(x, 1)
     assert seen == {torch.bfloat16}
     assert result.isfinite().all()
-    assert result.dtype is (torch.bfloat16 if cls is LayerScoreCAM else torch.float32)
+    assert result.dtype is (torch.float32 if cls in INPUT_SPACE else torch.bfloat16)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
@@ -375,11 +409,12 @@ def test_pickle_and_deepcopy(cls: Any, x: Tensor) -> None:
 
 def test_noise_tunnel_without_noise_is_the_plain_map(cls: Any, x: Tensor) -> None:
     model = make()
-    method = cls(model, model.conv2)
+    method = cls(model, model.conv2, **with_baselines(cls))
+    kwargs = {"baselines": 0.5} if takes(cls, "baselines") else {}
     result = NoiseTunnel(method).attribute(
-        x, nt_type="smoothgrad", nt_samples=5, nt_samples_batch_size=2, stdevs=0.0, target=[0, 1, 2], baselines=0.5
+        x, nt_type="smoothgrad", nt_samples=5, nt_samples_batch_size=2, stdevs=0.0, target=[0, 1, 2], **kwargs
     )
-    same(result, method.attribute(x, [0, 1, 2], baselines=0.5), tolerance=1e-4)
+    same(result, method.attribute(x, [0, 1, 2], **kwargs), tolerance=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["smoothgrad", "smoothgrad_sq", "vargrad"])
@@ -395,7 +430,8 @@ def test_sensitivity_max(cls: Any, x: Tensor) -> None:
     explain = explanation_func(cls(model, model.conv2))
     scores = sensitivity_max(explain, x, target=torch.tensor([0, 1, 2]), n_perturb_samples=2)
     assert scores.shape == (3,)
-    assert (scores > 0).all()
+    assert (scores >= 0).all()
+    assert (scores > 0).any(), "a map that is all zero does not move"
 
 
 def test_infidelity(cls: Any, x: Tensor) -> None:
@@ -408,11 +444,15 @@ def test_infidelity(cls: Any, x: Tensor) -> None:
 
 def test_progress_bar_counts_the_masked_rows(cls: Any, x: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
     model = make()
+    if not takes(cls, "show_progress"):
+        pytest.skip("one pass needs no progress bar")
     method = cls(model, model.conv2)
     expected = method.attribute(x, 1)
     assert capsys.readouterr().err == ""
     same(method.attribute(x, 1, show_progress=True), expected)
     shown = capsys.readouterr().err
     assert f"{cls.__name__} attribution" in shown
-    rows = 24 if cls is LayerScoreCAM else 36  # eight channels, and baseline, two maps and the union
-    assert f"{rows}/{rows}" in shown
+    finished, wanted = map(int, re.findall(r"(\d+)/(\d+)", shown)[-1])
+    assert finished == wanted > 0
+    if cls in FUSIONS or cls is LayerScoreCAM:
+        assert wanted == (24 if cls is LayerScoreCAM else 36)  # eight channels; baseline, two maps and the union

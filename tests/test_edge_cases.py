@@ -18,17 +18,22 @@ from captum.attr import (
 )
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM
+from captum_fusion import (
+    LayerAblationCAM,
+    LayerAugmentedGradCAM,
+    LayerDecomCAM,
+    LayerFDCAM,
+    LayerFusionCAM,
+    LayerReciproCAM,
+    LayerScoreCAM,
+    LayerShapCAM,
+    LayerUnionCAM,
+    LayerXGradCAM,
+)
+from captum_fusion.attr._base import MaskedCAM
+from tests.classes import BLUR, FUSIONS, INPUT_SPACE, masks_input, options, takes, with_baselines
 from tests.networks import Counter, DictLayer, FlatHead, Net, Score, Views, hooks_on, images, make
 from tests.test_contract import same
-
-CLASSES = [LayerFusionCAM, LayerUnionCAM, LayerScoreCAM]
-
-
-@pytest.fixture(params=CLASSES, ids=lambda cls: cls.__name__)
-def cls(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
 
 # -------------------------------------------------------------------------------------------------- documented results
 
@@ -63,8 +68,12 @@ def test_dead_layer_gives_zeros(cls: Any, value: float) -> None:
     model = make(Dead)
     counted = Counter(model)
     result = cls(counted, model.conv).attribute(images(2, 3, 8, 8), [0, 1])
-    assert (result == 0).all()
-    assert counted.rows <= 2 * 5, "dead channels cost no row"
+    assert result.isfinite().all()
+    if cls in FUSIONS or issubclass(cls, MaskedCAM):
+        assert (result == 0).all(), "what is the same everywhere masks nothing"
+        assert counted.rows <= 2 * 5, "dead channels cost no row"
+    elif value == 0 and cls is not LayerReciproCAM:
+        assert (result == 0).all(), "no activation, no attribution"
 
 
 def test_one_dead_example_among_live_ones(cls: Any) -> None:
@@ -74,7 +83,7 @@ def test_one_dead_example_among_live_ones(cls: Any) -> None:
         model.conv1.bias.zero_()
     x[1] = 0
     result = cls(model, model.relu2).attribute(x, [0, 1, 2])
-    assert (result[1] == 0).all()
+    assert (result[1] == 0).all() or cls is LayerReciproCAM
     same(result[[0, 2]], cls(model, model.relu2).attribute(x[[0, 2]], [0, 2]))
 
 
@@ -105,7 +114,7 @@ def test_negative_contributions_of_both_components() -> None:
 def test_images_that_are_not_square(cls: Any, shape: tuple[int, ...]) -> None:
     model = make()
     result = cls(model, model.relu2).attribute(images(*shape), [0, 1])
-    expected = ((shape[2] + 1) // 2, (shape[3] + 1) // 2) if cls is LayerScoreCAM else shape[2:]
+    expected = shape[2:] if cls in INPUT_SPACE else ((shape[2] + 1) // 2, (shape[3] + 1) // 2)
     assert result.shape[2:] == expected
 
 
@@ -116,6 +125,9 @@ def test_images_of_one_channel(cls: Any) -> None:
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_model_that_cannot_take_channels_last(cls: Any, dims: int) -> None:
+    if cls is LayerAugmentedGradCAM and dims == 3:
+        pytest.skip("for images only")
+
     class Channels(Views):
         def forward(self, x: Tensor) -> Tensor:
             x.view(-1)
@@ -175,7 +187,7 @@ def test_a_train_mode_that_refuses_single_rows(cls: Any, live: int) -> None:
 
 def test_a_network_that_reuses_the_memory_of_its_output(cls: Any) -> None:
     class Reuses(Score):
-        buffer = torch.zeros(64)
+        buffer = torch.zeros(4096)
 
         def forward(self, x: Tensor) -> Tensor:
             out = self.buffer[: x.shape[0]]
@@ -197,19 +209,55 @@ def test_a_target_made_under_inference_mode(cls: Any) -> None:
     "baseline", [0.5, np.float32(0.5), torch.tensor(0.5), torch.full((1, 3, 1, 1), 0.5), torch.full((2, 3, 8, 8), 0.5)]
 )
 def test_forms_of_baselines(cls: Any, baseline: Any) -> None:
+    if not masks_input(cls):
+        pytest.skip("shows no baseline of the input")
+    model, x, given = make(), images(2, 3, 8, 8), with_baselines(cls)
+    method = cls(model, model.relu2, **given)
+    result = method.attribute(x, 1, baselines=baseline)
+    same(method.attribute(x, 1, baselines=None), method.attribute(x, 1))
+    if cls is LayerDecomCAM:  # its masked input is a maximum, and a shift moves what that is
+        assert not torch.allclose(result, method.attribute(x, 1), atol=1e-6)
+        return
+    same(result, cls(lambda y: model(y + 0.5), model.relu2, **given).attribute(x - 0.5, 1))
+
+
+def test_baselines_that_would_not_be_seen() -> None:
     model, x = make(), images(2, 3, 8, 8)
-    result = cls(model, model.relu2).attribute(x, 1, baselines=baseline)
-    shifted = cls(lambda y: model(y + 0.5), model.relu2).attribute(x - 0.5, 1)
-    same(result, shifted)
-    same(cls(model, model.relu2).attribute(x, 1, baselines=None), cls(model, model.relu2).attribute(x, 1))
+    for cls in BLUR:
+        with pytest.raises(ValueError, match=r"baselines are shown only with background=\"baseline\""):
+            cls(model, model.relu2).attribute(x, 1, baselines=0.5)
+
+
+@pytest.mark.parametrize("cls", [LayerAblationCAM, LayerReciproCAM, LayerFDCAM, LayerShapCAM])
+def test_baselines_of_the_layer(cls: Any) -> None:
+    class Shifted(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.relu2(self.conv2(self.relu1(self.conv1(x)))) + 0.5).mean((2, 3)))
+
+    model, x = make(Shifted), images(2, 3, 8, 8)
+    method, plain = cls(model, model.relu2), cls(model, model.relu2).attribute(x, [1, 2])
+    number = method.attribute(x, [1, 2], baselines=0.5)
+    assert not torch.allclose(number, plain, atol=1e-5)
+    for form in (np.float64(0.5), torch.tensor(0.5), torch.full((1, 8, 1, 1), 0.5), torch.full((2, 8, 4, 4), 0.5)):
+        same(method.attribute(x, [1, 2], baselines=form), number)
+    same(method.attribute(x, [1, 2], baselines=None), plain)
+    for wrong in (torch.zeros(3, 8, 4, 4), (0, 0)):
+        with pytest.raises(ValueError, match="baselines"):
+            method.attribute(x, [1, 2], baselines=wrong)
+    with pytest.raises(TypeError, match="baselines"):
+        method.attribute(x, [1, 2], baselines="black")
+    assert hooks_on(model) == 0
 
 
 def test_batches_of_networks_with_little_contrast_equal_one_by_one(cls: Any) -> None:
     for seed in range(8):
         model, x, targets = make(seed=seed), images(4, 3, 8, 8, seed=seed), [0, 1, 2, 3]
         method = cls(model, model.conv2)
-        alone = torch.cat([method.attribute(x[[i]], targets[i], perturbations_per_eval=3) for i in range(4)])
-        torch.testing.assert_close(method.attribute(x, targets), alone, rtol=0, atol=1e-5)
+        chunks = {"perturbations_per_eval": 3} if takes(cls, "perturbations_per_eval") else {}
+        alone = torch.cat([method.attribute(x[[i]], targets[i], **chunks) for i in range(4)])
+        # A super-resolution's iterations blow rounding errors up, and so does a division by a sum that nearly cancels.
+        tolerance = {LayerAugmentedGradCAM: 1e-3, LayerXGradCAM: 1e-3 * float(alone.abs().max())}.get(cls, 1e-5)
+        torch.testing.assert_close(method.attribute(x, targets), alone, rtol=0, atol=tolerance)
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
@@ -255,6 +303,9 @@ def test_a_layer_without_spatial_dimensions(cls: Any) -> None:
 
 def test_no_input_with_the_layers_dimensions(cls: Any) -> None:
     model = make()
+    if cls not in INPUT_SPACE and not takes(cls, "mask_inputs"):
+        assert cls(lambda x: model(x.reshape(-1, 3, 8, 8)), model.conv2).attribute(images(1, 192), 0).isfinite().all()
+        return
     with pytest.raises(ValueError, match="inputs: none has the layer's 2 spatial dimensions"):
         cls(lambda x: model(x.reshape(-1, 3, 8, 8)), model.conv2).attribute(images(1, 192), 0)
 
@@ -288,8 +339,10 @@ BAD_ARGUMENTS = {
 @pytest.mark.parametrize(("name", "value"), [(k, v) for k, values in BAD_ARGUMENTS.items() for v in values], ids=repr)
 def test_bad_arguments_of_attribute(cls: Any, name: str, value: Any) -> None:
     model = make()
+    if not takes(cls, name) or (name == "baselines" and not masks_input(cls)):
+        pytest.skip("no such argument")
     with pytest.raises(ValueError, match=name):
-        cls(model, model.relu2).attribute(images(2, 3, 8, 8), 1, **{name: value})
+        cls(model, model.relu2, **with_baselines(cls)).attribute(images(2, 3, 8, 8), 1, **{name: value})
     assert hooks_on(model) == 0
 
 
@@ -302,12 +355,16 @@ def test_bad_types(cls: Any) -> None:
         cls(model, model.relu2, LayerScoreCAM(model, model.relu2))
     with pytest.raises(TypeError, match=r"inputs .* not ndarray"):
         cls(model, model.relu2).attribute(np.zeros((1, 3, 8, 8)), 1)
-    with pytest.raises(TypeError, match="baselines"):
-        cls(model, model.relu2).attribute(images(2, 3, 8, 8), 1, baselines="black")
-    with pytest.raises(TypeError, match="score_fn"):
-        cls(model, model.relu2, score_fn=3)
-    with pytest.raises(ValueError, match="inputs: number 1 holds 3 examples and the first 2"):
-        cls(lambda a, b: model(a), model.relu2).attribute((images(2, 3, 8, 8), images(3, 3, 8, 8)), 1)
+    with pytest.raises(TypeError, match="reshape must be a callable"):
+        cls(model, model.relu2, reshape=(14, 14))
+    if masks_input(cls):
+        with pytest.raises(TypeError, match="baselines"):
+            cls(model, model.relu2, **with_baselines(cls)).attribute(images(2, 3, 8, 8), 1, baselines="black")
+        with pytest.raises(ValueError, match="inputs: number 1 holds 3 examples and the first 2"):
+            cls(lambda a, b: model(a), model.relu2).attribute((images(2, 3, 8, 8), images(3, 3, 8, 8)), 1)
+    if options(cls, score_fn=3):
+        with pytest.raises(TypeError, match="score_fn"):
+            cls(model, model.relu2, score_fn=3)
     for fusion in (LayerFusionCAM, LayerUnionCAM):
         with pytest.raises(TypeError, match="score_fn must return a tensor, not int"):
             fusion(model, model.relu2, score_fn=lambda output: 3).attribute(images(2, 3, 8, 8), 1)

@@ -1,8 +1,9 @@
 """The methods, as ``captum.attr.LayerAttribution`` subclasses."""
 
 from captum_fusion.attr.activation import LayerDecomCAM, LayerEigenCAM, LayerLinearCAM
-from captum_fusion.attr.fusion import FusionDetails, LayerFusionCAM, LayerUnionCAM
+from captum_fusion.attr.fusion import FusionDetails, GuidedFusionCAM, LayerFusionCAM, LayerUnionCAM
 from captum_fusion.attr.gradient import (
+    LayerAugmentedGradCAM,
     LayerGradCAMPlusPlus,
     LayerHiResCAM,
     LayerIntegratedGradCAM,
@@ -14,20 +15,25 @@ from captum_fusion.attr.integrative import IntegrativeDetails, LayerIntegrativeC
 from captum_fusion.attr.region import (
     RISE,
     LayerAblationCAM,
+    LayerFDCAM,
     LayerGroupCAM,
     LayerISCAM,
     LayerReciproCAM,
     LayerScoreCAM,
     LayerShapCAM,
+    LayerSSCAM,
 )
 
 __all__ = [
     "RISE",
     "FusionDetails",
+    "GuidedFusionCAM",
     "IntegrativeDetails",
     "LayerAblationCAM",
+    "LayerAugmentedGradCAM",
     "LayerDecomCAM",
     "LayerEigenCAM",
+    "LayerFDCAM",
     "LayerFusionCAM",
     "LayerGradCAMPlusPlus",
     "LayerGroupCAM",
@@ -38,6 +44,7 @@ __all__ = [
     "LayerLayerCAM",
     "LayerLinearCAM",
     "LayerReciproCAM",
+    "LayerSSCAM",
     "LayerScoreCAM",
     "LayerShapCAM",
     "LayerSmoothGradCAMPlusPlus",

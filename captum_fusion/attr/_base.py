@@ -21,6 +21,7 @@ from captum_fusion._captum import (
     Target,
     format_result,
     log_usage,
+    no_inference_mode,
     progress_bar,
     warn_if_training,
 )
@@ -248,7 +249,7 @@ class CAM(LayerAttribution):
         ``gradients`` says whether the pass differentiates, where a call's arguments overrule :attr:`uses_gradients`.
         """
         training = warn_if_training(self.forward_func, self.layer)
-        with progress_bar(show_progress, self.get_name()) as bar:
+        with progress_bar(show_progress, self.get_name()) as bar, no_inference_mode():
             call = Call(
                 self.forward_func,
                 inputs,

@@ -21,6 +21,7 @@ from captum_fusion._captum import (
     Target,
     format_result,
     log_usage,
+    no_inference_mode,
     progress_bar,
     warn_if_training,
 )
@@ -167,6 +168,97 @@ class _Changes(NamedTuple):
 
     masks: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
     rows: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+class LayerSSCAM(_RepeatedMasks):
+    r"""SS-CAM: a channel weighs the score of the input that it shows, averaged over noise.
+
+    With ``H^k = N(Up(A^k))`` and standard normal noise ``e_i`` of the input's size, the weights are the means over
+    ``i`` of ``p(x * (H^k + stdev e_i))`` for ``noise="map"`` and ``p(x * H^k + stdev e_i)`` for ``noise="input"``. The
+    map is ``ReLU(sum_k w_k A^k)``, in the layer's space, not normalised. All channels and examples get the same noise.
+    ``official=True`` reproduces the authors' code, where the noise has the standard deviation ``(stdev / r)**2``: for
+    ``"map"``, ``r`` is the range of ``Up(A^k)``, which is not normalised then; for ``"input"`` that of ``x * H^k``.
+    Cost for each example: one forward row and ``n_samples`` masked rows for each live channel.
+
+    More details in the paper: H. Wang, R. Naidu, J. Michael, S. S. Kundu, "SS-CAM: Smoothed Score-CAM for Sharper
+    Visual Feature Localization", 2020, https://arxiv.org/abs/2006.14255
+
+    Examples::
+
+        >>> from captum_fusion import LayerSSCAM, demo
+        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> method = LayerSSCAM(model, model.stage4, n_samples=3)
+        >>> method.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        torch.Size([1, 1, 12, 12])
+    """
+
+    @documented
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layer,
+        device_ids: list[int] | None = None,
+        *,
+        n_samples: int = 35,
+        stdev: float = 2.0,
+        noise: str = "map",
+        official: bool = False,
+        score_fn: str | ScoreFn = "softmax",
+        seed: int = 0,
+        reshape: Reshape | None = None,
+    ) -> None:
+        """Name the network, the layer and the noise.
+
+        Args:
+            {constructor_args}
+            n_samples (int, optional): The number of noisy versions of each masked input.
+                Default: 35
+            stdev (float, optional): The noise's standard deviation, in units of the normalised map or of the
+                (normalised) input.
+                Default: 2.0
+            noise (str, optional): What is noisy, the ``"map"`` that masks or the masked ``"input"``.
+                Default: ``"map"``
+            official (bool, optional): Scale the noise as the authors' code does.
+                Default: False
+            {score_fn}
+                Default: ``"softmax"``
+            seed (int, optional): Of the noise; the global generator is not touched.
+                Default: 0
+            {reshape_arg}
+        """
+        MaskedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
+        self.n_samples, self.stdev = count("n_samples", n_samples), positive("stdev", stdev, or_zero=True)
+        self.noise, self.official = choice("noise", noise, ("map", "input")), official
+        self.seed = count("seed", seed, 0)
+        formulas.score_function(score_fn)
+        self.score_fn = score_fn
+
+    @property
+    def copies(self) -> int:
+        """Versions of the input for each channel."""
+        return self.n_samples
+
+    def _changes(self, call: Call) -> _Changes:
+        drawn: dict[tuple[int, ...], Tensor] = {}
+
+        def noisy(signal: Tensor, copies: Tensor) -> Tensor:
+            shape = tuple(signal.shape[1:])
+            if shape not in drawn:
+                generator = torch.Generator("cpu").manual_seed(self.seed)
+                drawn[shape] = torch.randn(self.n_samples, *shape, generator=generator, device="cpu").to(signal)
+            deviation: float | Tensor = self.stdev
+            if self.official:
+                low, high = signal.flatten(1).aminmax(dim=1)
+                spread = (high - low).reshape(-1, *[1] * (signal.dim() - 1))
+                deviation = torch.where(spread > 0, self.stdev / torch.where(spread > 0, spread, 1.0), 0.0) ** 2
+            return signal + deviation * drawn[shape][copies]
+
+        def masks(maps: Tensor, copies: Tensor, size: Sequence[int]) -> Tensor:
+            raised = formulas.upsample(maps, size)
+            shown = raised if self.official and self.noise == "map" else formulas.normalize(raised)
+            return noisy(shown, copies) if self.noise == "map" else shown
+
+        return _Changes(masks, noisy if self.noise == "input" else None)
 
 
 class LayerISCAM(_RepeatedMasks):
@@ -495,6 +587,90 @@ class LayerReciproCAM(ReplacedCAM):
         return part.scores(only, examples).reshape(-1, 1, *size)
 
 
+class LayerFDCAM(ReplacedCAM):
+    r"""FD-CAM: channels weighted by their gradients and by what similar channels do to the score together.
+
+    The group of a channel are the channels whose cosine similarity to it exceeds the ``threshold`` quantile of all.
+    With ``f`` the score, ``s_k = f(group alone) + f(all) - f(all but the group)``; with ``n`` the min-max normalisation
+    over channels the weights are ``w_k = exp(n(s)_k) n(GAP g)_k - 0.5``, and the map is ``ReLU(sum_k w_k A^k)``, in the
+    layer's space, not normalised.
+    Cost for each example: one forward and backward row, and for each channel that is not dead 2 rows of the network
+    from the layer on (and 1 more where there are dead ones).
+
+    More details in the paper: H. Li, Z. Li, R. Ma, T. Wu, "FD-CAM: Improving Faithfulness and Discriminability of
+    Visual Explanation for CNNs", ICPR 2022, https://arxiv.org/abs/2206.08792
+
+    Examples::
+
+        >>> from captum_fusion import LayerFDCAM, demo
+        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> LayerFDCAM(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        torch.Size([1, 1, 12, 12])
+    """
+
+    @documented
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layer,
+        device_ids: list[int] | None = None,
+        *,
+        threshold: float = 0.95,
+        score_fn: str | ScoreFn = "identity",
+        reshape: Reshape | None = None,
+    ) -> None:
+        """Name the network, the layer and how similar a group is.
+
+        Args:
+            {constructor_args}
+            threshold (float, optional): Quantile of the similarities to a channel above which others belong to its
+                group, 0 to 1.
+                Default: 0.95
+            {score_fn}
+                Default: ``"identity"``
+            {reshape_arg}
+        """
+        ReplacedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
+        self.threshold = positive("threshold", threshold, or_zero=True)
+        if self.threshold > 1:
+            raise ValueError(f"threshold must be a quantile from 0 to 1, not {threshold!r}")
+        formulas.score_function(score_fn)
+        self.score_fn = score_fn
+
+    @property
+    def uses_gradients(self) -> bool:
+        """True: channels are weighted by their mean gradients."""
+        return True
+
+    def _map(self, part: Replacing) -> Tensor:
+        activations, absent = part.activations, part.absent
+        assert part.gradients is not None
+        groups = formulas.similar_channels(activations, self.threshold)
+        found = groups.any(2)
+        examples, channels = found.nonzero(as_tuple=True)
+        empty = (~found).any(1).nonzero()[:, 0]
+        # For each example: its groups alone, everything but them, and nothing at all where a group is empty.
+        rows = torch.cat([examples, examples, empty])
+        order = rows.argsort(stable=True)
+        picked = torch.cat([channels, channels, torch.zeros_like(empty)])[order]
+        kind = torch.cat([torch.zeros_like(examples), torch.ones_like(examples), torch.full_like(empty, 2)])[order]
+        rows = rows[order]
+
+        def switched(some: slice) -> Tensor:
+            group = groups[rows[some], picked[some]]
+            on = torch.where(kind[some, None] == 1, ~group, group) & (kind[some, None] < 2)
+            shape = (*on.shape, *[1] * (activations.dim() - 2))
+            return torch.where(on.reshape(shape), activations[rows[some]], absent[rows[some]])
+
+        scores = part.scores(switched, rows)
+        alone, others = (_table(found, rows[kind == i], picked[kind == i], scores[kind == i]) for i in (0, 1))
+        nothing = scores.new_zeros(len(found)).index_put((rows[kind == 2],), scores[kind == 2])
+        total = torch.where(found, alone + part.score[:, None] - others, nothing[:, None])
+        gradients = formulas.at_least_float32(part.gradients).flatten(2).mean(2)
+        weights = formulas.normalize(total).exp() * formulas.normalize(gradients) - 0.5
+        return formulas.weighted_activations(activations, weights)
+
+
 class LayerShapCAM(ReplacedCAM):
     r"""Shap-CAM: the Shapley value of every position of the layer, all of its channels together.
 
@@ -750,7 +926,7 @@ class RISE(PerturbationAttribution):
             torch.Size([2, 3, 8, 8])
         """
         training = isinstance(self.forward_func, torch.nn.Module) and warn_if_training(self.forward_func, [])
-        with progress_bar(show_progress, self.get_name()) as bar:
+        with progress_bar(show_progress, self.get_name()) as bar, no_inference_mode():
             call = Call(
                 self.forward_func,
                 inputs,
