@@ -15,24 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from captum.attr import LayerGradCam
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM, __version__, demo, functional, layers, models
+from captum_fusion import LayerFusionCAM, LayerUnionCAM, __version__, demo, functional, layers, models
+from captum_fusion.attr.catalog import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from captum_fusion import FusionDetails
-
-METHODS: dict[str, Callable[..., Any]] = {
-    "fusion-cam": LayerFusionCAM,
-    "union-cam": LayerUnionCAM,
-    "score-cam": LayerScoreCAM,
-    "grad-cam": LayerGradCam,
-}
 
 _DESCRIPTION = "See why a trained network decided: Fusion-CAM and its components, as Captum attributions."
 
@@ -43,7 +36,13 @@ examples:
   captum-fusion explain cat.jpg --model squeezenet1_1 --weights squeezenet.safetensors --target "tiger cat"
   captum-fusion explain scan.png --model mypackage.models:build --weights best.pt --classes classes.txt \\
       --layer backbone.stage4 --method union-cam --save-map
+  captum-fusion explain cat.jpg --model resnet18 --method grad-cam,score-cam,fusion-cam
+  captum-fusion methods
 """
+
+
+#: Panels in a row of a figure of several methods.
+_COLUMNS = 7
 
 
 class CommandError(Exception):
@@ -129,9 +128,19 @@ def _parser() -> argparse.ArgumentParser:
         "always does)",
     )
     what = explain.add_argument_group("the explanation")
-    what.add_argument("--method", default="fusion-cam", choices=list(METHODS), help="default: fusion-cam")
     what.add_argument(
-        "--layer", metavar="NAME", help="dotted name of the layer (default: the last convolutional stage)"
+        "--method",
+        default="fusion-cam",
+        type=_methods,
+        metavar="NAME[,NAME...]",
+        help="one method, several side by side, or 'all'; 'captum-fusion methods' lists them (default: fusion-cam)",
+    )
+    what.add_argument(
+        "--layer",
+        metavar="NAME[,NAME...]",
+        type=lambda text: text.split(","),
+        help="dotted name of the layer (default: the last convolutional stage); integrative-cam and layer-cam fuse "
+        "several (default for integrative-cam: the last stage of every resolution)",
     )
     what.add_argument(
         "--target", default="auto", metavar="CLASS", help="'auto' (the predicted class), an index or a class name"
@@ -146,7 +155,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_output(explain)
     explain.add_argument("--save-map", action="store_true", help="also write the map, (H, W) float32, as .npy")
     explain.set_defaults(run=_explain)
+
+    listed = commands.add_parser(
+        "methods",
+        help="list the methods, what they cost, and their papers",
+        description="List the methods. Rows of the network for each picture: K live channels and Z positions of the "
+        "layer; '(layer)' are rows that begin at the layer, 'b' counts rows of the backward pass.",
+    )
+    listed.set_defaults(run=_list_methods)
     return parser
+
+
+def _methods(text: str) -> list[str]:
+    """The methods that ``--method`` names."""
+    if text == "all":
+        return list(METHODS)
+    names = text.split(",")
+    for name in names:
+        if name not in METHODS:
+            near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else "'captum-fusion methods' lists them"
+            raise argparse.ArgumentTypeError(f"there is no method {name!r}; {hint}")
+    return list(dict.fromkeys(names))
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +216,14 @@ def _demo(options: argparse.Namespace) -> None:
     print(f"wrote {path}")
 
 
+def _list_methods(options: argparse.Namespace) -> None:
+    table = [("method", "family", "rows", "paper", "")]
+    table += [(m.name, m.family, m.rows, m.citation, m.url) for m in METHODS.values()]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
 def _explain(options: argparse.Namespace) -> None:
     for file in options.images:
         _open_image(Path(file))
@@ -195,78 +233,119 @@ def _explain(options: argparse.Namespace) -> None:
         loaded = models.load_model(options.model, options.weights, options.classes, options.whole_image)
     except ValueError as error:
         raise CommandError(str(error)) from error
-    model = loaded.model.to(device)
+    loaded.model.to(device)
     first = loaded.preprocess(_open_image(Path(options.images[0]))).to(device)
+    loaded, output = _check_model(loaded, first, options.model)
+    target = _target(options.target, output.shape[1], loaded.class_names)
+    methods = _build_methods(loaded.model, first, options)
+    name = options.method[0] if len(options.method) == 1 else "methods"
+    stems = _stems(options.images)
+    for file, stem in tqdm(list(zip(options.images, stems, strict=True)), desc="images", disable=None):
+        image = loaded.preprocess(_open_image(Path(file))).to(device)
+        figure, maps, line = _explain_image(methods, image, target, loaded, options)
+        path = options.output / f"{stem}_{name}.png"
+        _write_figure(path, figure)
+        for method, heat in maps.items() if options.save_map else ():
+            _write(options.output / f"{stem}_{method}.npy", partial(np.save, arr=heat))
+        tqdm.write(f"{file}: {line}; wrote {path}")
+
+
+def _check_model(loaded: models.LoadedModel, image: Tensor, name: str) -> tuple[models.LoadedModel, Tensor]:
+    """The model with names for its classes, and its output for one picture."""
     try:
         with torch.no_grad():
-            output = model(first)
+            output = loaded.model(image)
     except (RuntimeError, ValueError, TypeError) as error:
         raise CommandError(
-            f"model: {options.model} does not take an input of shape {tuple(first.shape)} ({models.first_line(error)})"
+            f"model: {name} does not take an input of shape {tuple(image.shape)} ({models.first_line(error)})"
         ) from error
     if not isinstance(output, Tensor) or output.dim() != 2:
-        raise CommandError(f"model: {options.model} must return a tensor of shape (N, classes)")
+        raise CommandError(f"model: {name} must return a tensor of shape (N, classes)")
     if loaded.class_names is None and output.shape[1] == 1000:
         print("1000 outputs: ImageNet's class names are assumed (--classes gives others)")
         loaded = loaded._replace(class_names=models.imagenet_classes())
     if loaded.class_names is not None and len(loaded.class_names) != output.shape[1]:
         raise CommandError(f"classes: there are {len(loaded.class_names)} names for {output.shape[1]} outputs")
-    target = _target(options.target, output.shape[1], loaded.class_names)
+    return loaded, output
+
+
+def _build_methods(model: nn.Module, image: Tensor, options: argparse.Namespace) -> dict[str, Any]:
+    """The wanted methods on the wanted layers, or on sensible ones, which are named."""
     try:
         if options.layer is None:
-            layer_name, layer = layers.default_layer(model, first)
-            print(f"layer: {layer_name} (--layer names another)")
+            name, layer = layers.default_layer(model, image)
+            print(f"layer: {name} (--layer names another)")
+            chosen, stages = [layer], [layer]
+            if "integrative-cam" in options.method:
+                found = layers.resolution_layers(model, image)
+                stages = [module for _, module in found]
+                print(f"layers of integrative-cam: {','.join(name for name, _ in found)}")
         else:
-            layer_name, layer = options.layer, layers.find_layer(model, options.layer)
+            chosen = stages = [layers.find_layer(model, name) for name in options.layer]
     except ValueError as error:
         raise CommandError(f"layer: {error}") from error
-    method = METHODS[options.method](model, layer, **_score_options(options))
-    stems = _stems(options.images)
-    for file, stem in tqdm(list(zip(options.images, stems, strict=True)), desc="images", disable=None):
-        image = loaded.preprocess(_open_image(Path(file))).to(device)
-        try:
-            figure, heat, line = _explain_image(method, model, image, target, loaded, options)
-        except (ValueError, TypeError, AssertionError) as error:  # a layer without spatial dimensions, say
-            raise CommandError(f"{options.method} on layer {layer_name}: {models.first_line(error)}") from error
-        path = options.output / f"{stem}_{options.method}.png"
-        _write_figure(path, figure)
-        if options.save_map:
-            _write(path.with_suffix(".npy"), partial(np.save, arr=heat))
-        tqdm.write(f"{file}: {line}; wrote {path}")
+    built = {}
+    for name in options.method:
+        where = stages if name == "integrative-cam" else chosen
+        built[name] = METHODS[name].build(model, where, score_fn=options.score_fn)
+    return built
 
 
 def _explain_image(
-    method: Any,
-    model: nn.Module,
+    methods: dict[str, Any],
     image: Tensor,
     wanted: int | None,
     loaded: models.LoadedModel,
     options: argparse.Namespace,
-) -> tuple[Figure, np.ndarray[Any, Any], str]:
+) -> tuple[Figure, dict[str, np.ndarray[Any, Any]], str]:
+    """The figure of one picture, each method's map, and a line that says what was found."""
     from captum_fusion.visualization import visualize_fusion, visualize_grid
 
     with torch.no_grad():
-        target = int(model(image).argmax(1)) if wanted is None else wanted
+        target = int(loaded.model(image).argmax(1)) if wanted is None else wanted
+    before = _scores(loaded.model, image, [target], options.score_fn)[0]
+    label = str(target) if loaded.class_names is None else loaded.class_names[target]
+    title, picture = f"{label}: p = {before:.2f}", loaded.restore(image).cpu()
+    line = f"{label} ({target}), probability {before:.3f}"
+    maps: dict[str, np.ndarray[Any, Any]] = {}
+    panels: list[tuple[Tensor | None, str]] = [(None, title)]
     details: FusionDetails | None = None
+    for name, method in tqdm(methods.items(), desc="methods", leave=False, disable=None if len(methods) > 1 else True):
+        try:
+            heat, details = _map(method, image, target)
+        except (ValueError, TypeError, AssertionError) as error:  # a layer without spatial dimensions, say
+            if len(methods) == 1:
+                raise CommandError(f"{name}: {models.first_line(error)}") from error
+            tqdm.write(f"{name} is left out: {models.first_line(error)}")
+            continue
+        kept = _scores(loaded.model, image * heat, [target], options.score_fn)[0]
+        maps[name] = heat[0, 0].float().cpu().numpy()
+        panels.append((heat, f"{name}\nthis part alone: p = {kept:.2f}"))
+    if len(methods) > 1:
+        rows = [panels[i : i + _COLUMNS] for i in range(0, len(panels), _COLUMNS)]
+        return visualize_grid([(picture[0], row) for row in rows]), maps, f"{line}, {len(maps)} methods"
+    line += f", with only the highlighted part shown {kept:.3f}"
+    if details is not None:
+        return (
+            visualize_fusion(picture, heat, details, titles=[title], name=f"{name}, alone p = {kept:.2f}"),
+            maps,
+            line,
+        )
+    return visualize_grid([(picture[0], panels)]), maps, line
+
+
+def _map(method: Any, image: Tensor, target: int) -> tuple[Tensor, FusionDetails | None]:
+    """A method's map in the picture's space, (1, 1, H, W) in [0, 1], and how a fusion came about."""
     if isinstance(method, (LayerFusionCAM, LayerUnionCAM)):
         heat, details = method.attribute(image, target, return_details=True)
         if not isinstance(heat, Tensor):
             raise ValueError("the layer must return one tensor, not several; name a part of it")
-    else:
-        raw = method.attribute(image, target)
-        if not isinstance(raw, Tensor) or raw.dim() != image.dim():
-            raise ValueError("the layer must return one tensor (N, channels, height, width)")
-        heat = functional.normalize(functional.upsample(raw.detach().relu(), image.shape[2:]))
-    before, kept = (_scores(model, shown, [target], options.score_fn)[0] for shown in (image, image * heat))
-    name, label = options.method, str(target) if loaded.class_names is None else loaded.class_names[target]
-    title = f"{label}: p = {before:.2f}"
-    picture = loaded.restore(image).cpu()
-    if details is None:
-        figure = visualize_grid([(picture[0], [(None, title), (heat, f"{name}\nthis part alone: p = {kept:.2f}")])])
-    else:
-        figure = visualize_fusion(picture, heat, details, titles=[title], name=f"{name}, alone p = {kept:.2f}")
-    line = f"{label} ({target}), probability {before:.3f}, with only the highlighted part shown {kept:.3f}"
-    return figure, heat[0, 0].float().cpu().numpy(), line
+        return heat, details
+    raw = method.attribute(image, target)
+    if not isinstance(raw, Tensor) or raw.dim() != image.dim():
+        raise ValueError("the layer must return one tensor (N, channels, height, width)")
+    heat = raw.detach().sum(1, keepdim=True).relu()
+    return functional.normalize(functional.upsample(heat, image.shape[2:])), None
 
 
 # ------------------------------------------------------------------------------------------------------------- details
@@ -276,11 +355,6 @@ def _scores(model: nn.Module, inputs: Tensor, target: list[int], score_fn: str =
     with torch.no_grad():
         scores = functional.score_function(score_fn)(model(inputs))
     return [float(row[index]) for row, index in zip(scores, target, strict=True)]
-
-
-def _score_options(options: argparse.Namespace) -> dict[str, str]:
-    """Grad-CAM measures nothing; the others take a score function."""
-    return {} if options.method == "grad-cam" else {"score_fn": options.score_fn}
 
 
 def _open_image(path: Path) -> Image.Image:

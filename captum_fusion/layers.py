@@ -63,6 +63,40 @@ def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
         >>> default_layer(net, torch.rand(1, 3, 8, 8))
         ('0', Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1)))
     """
+    return _stages(model, *inputs)[-1][:2]
+
+
+def resolution_layers(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module]]:
+    """The last convolutional stage of every resolution, in the order of the network: what fusions of layers take.
+
+    Args:
+        model (Module): The network; it is run once, without gradients, in the mode that it is in.
+        inputs (Tensor): What it takes, the first of shape ``(N, channels, *spatial)``.
+
+    Returns:
+        list[tuple[str, Module]]: Dotted names and modules, for example ``layer1`` to ``layer4`` for a ResNet. The last
+        is :func:`default_layer`'s.
+
+    Raises:
+        ValueError: If there is no convolutional stage, as in a transformer.
+
+    Examples::
+
+        >>> net = nn.Sequential(
+        ...     nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
+        ... )
+        >>> [name for name, _ in resolution_layers(net, torch.rand(1, 3, 8, 8))]
+        ['0', '1']
+    """
+    last: dict[tuple[int, ...], tuple[str, nn.Module]] = {}
+    for name, module, size in _stages(model, *inputs):
+        last.pop(size, None)
+        last[size] = name, module
+    return list(last.values())
+
+
+def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
+    """Modules that hold a convolution and return a map, with its spatial size, in the order in which they finish."""
     names = {
         module: name
         for name, module in model.named_modules()
@@ -89,7 +123,7 @@ def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
             handle.remove()
     classes = result.shape[1] if isinstance(result, Tensor) and result.dim() == 2 else None
     found = [
-        stage
+        (names[stage], stage, tuple(shape[2:]))
         for stage, shape in stages
         if min(shape[2:]) > 1 and shape not in channels_last and (shape[1] != classes or stage in linear_after)
     ]
@@ -97,7 +131,7 @@ def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
     patches_only = sum(isinstance(module, _CONVOLUTIONS) for module in model.modules()) == 1 and channels_last
     if not found or patches_only:
         raise ValueError("no convolutional stage with a spatial output was found; name the layer to explain")
-    return names[found[-1]], found[-1]
+    return found
 
 
 class TokenGrid:

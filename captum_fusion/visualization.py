@@ -129,7 +129,7 @@ def visualize_grid(
 
     Args:
         rows (sequence): For each row the image, as in :func:`to_picture`, and its panels: pairs of a map, as in
-            :func:`visualize_map`, and a title. All rows have the same number of panels.
+            :func:`visualize_map`, and a title.
         panel (float, optional): Width of a panel, in inches. Default: 2.4
         cmap (str, optional): Matplotlib colour map. Default: ``"jet"``
 
@@ -149,12 +149,14 @@ def visualize_grid(
     """
     if not rows or not rows[0][1]:
         raise ValueError("rows must hold at least one row with at least one panel")
-    columns = len(rows[0][1])
+    columns = max(len(panels) for _, panels in rows)
     height = sum(panel * image.shape[-2] / image.shape[-1] + 0.45 for image, _ in rows)
     figure = Figure(figsize=(panel * columns, height), layout="constrained")
     axes: Any = figure.subplots(len(rows), columns, squeeze=False)
     for line, (image, panels) in zip(axes, rows, strict=True):
-        for axis, (heat, title) in zip(line, panels, strict=True):
+        for axis in line[len(panels) :]:
+            axis.remove()
+        for axis, (heat, title) in zip(line, panels, strict=False):
             if heat is None:
                 axis.imshow(to_picture(image))
                 axis.set_axis_off()
