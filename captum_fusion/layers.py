@@ -159,8 +159,9 @@ class TokenGrid:
 
     def _size(self, tokens: Tensor) -> tuple[int, int]:
         cells = tokens.shape[1] - self.prefix if tokens.dim() == 3 else 0
-        height = self.height or (cells // self.width if self.width else math.isqrt(max(0, cells)))
-        width = self.width or (cells // height if height else 0)
+        side = math.isqrt(max(0, cells))
+        height = self.height or (cells // self.width if self.width else side)
+        width = self.width or (cells // self.height if self.height else side)
         if cells < 1 or height * width != cells:
             raise ValueError(
                 f"reshape: a layer's output of shape {tuple(tokens.shape)} is not {self.prefix} tokens and a grid of "

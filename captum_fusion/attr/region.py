@@ -955,7 +955,7 @@ class RISE(PerturbationAttribution):
             i: formulas.precise(call.inputs[i].new_zeros(0)).new_zeros(number, 1, *size) for i, size in sizes.items()
         }
         rows = torch.arange(number, device=device).repeat(self.n_masks)
-        which = torch.arange(self.n_masks).repeat_interleave(number)
+        which = torch.arange(self.n_masks, device="cpu").repeat_interleave(number)
 
         def masks(some: slice, size: Sequence[int]) -> Tensor:
             picked, each = torch.unique_consecutive(which[some], return_inverse=True)

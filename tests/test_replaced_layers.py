@@ -1,0 +1,228 @@
+"""Methods that change a layer's activations: the network below the layer is not run again, whatever the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import LayerFeatureAblation
+from torch import Tensor, nn
+
+from captum_fusion import LayerAblationCAM, LayerFDCAM, LayerGradCAMPlusPlus, LayerReciproCAM, LayerShapCAM
+from captum_fusion.layers import ChannelsLast, TokenGrid
+from tests.networks import Net, hooks_on, images, make
+from tests.test_contract import one_by_one, same
+
+REPLACED = [LayerAblationCAM, LayerReciproCAM, LayerFDCAM, LayerShapCAM]
+
+
+class Residual(Net):
+    """A layer inside a residual block: what goes around it has the rows of the input."""
+
+    def __init__(self, join: str = "add") -> None:
+        super().__init__()
+        self.join, self.inner = join, nn.Conv2d(6, 6, 3, padding=1)
+        if join == "cat":
+            self.conv2 = nn.Conv2d(12, 8, 3, padding=1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(self.conv1(x))
+        inner = self.inner(x)
+        x = torch.cat([x, inner], 1) if self.join == "cat" else x + inner
+        return self.head(self.pool(self.relu2(self.conv2(x))).flatten(1))
+
+
+class CountsRowsEarly(Net):
+    """Remembers the number of rows that it was given, and reshapes by it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        x = self.relu2(self.conv2(self.relu1(self.conv1(x))))
+        return self.head(x.reshape(rows, -1, 8, 16).mean((1, 3)))
+
+
+class Twice(nn.Module):
+    """Calls one layer twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(self.conv(self.stem(x)).relu()).relu().mean((2, 3)))
+
+
+def rows_through(module: nn.Module) -> list[int]:
+    seen: list[int] = []
+    module.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    return seen
+
+
+def channel_ablation(model: Any, layer: nn.Module, x: Tensor, target: int, channels: int) -> Tensor:
+    """Captum's drop in score for each channel, (N, K)."""
+    mask = torch.arange(channels).reshape(1, -1, 1, 1)
+    found = [
+        LayerFeatureAblation(model, layer).attribute(x[[i]], target=target, layer_mask=mask) for i in range(len(x))
+    ]
+    return torch.cat(found)[:, :, 0, 0]
+
+
+@pytest.mark.parametrize("kind", [Net, Residual, lambda: Residual("cat"), CountsRowsEarly, Twice])
+def test_ablation_cam_is_captums_layer_feature_ablation(kind: Any) -> None:
+    model, x = make(kind), images(3, 3, 8, 8)
+    layer = getattr(model, "inner", None) or getattr(model, "conv2", None) or model.conv
+    activations: list[Tensor] = []
+    layer.register_forward_hook(lambda module, inputs, output: activations.append(output.detach()))
+    model(x)
+    kept = activations[-1]  # of a layer that is called twice, the last call's
+    drops = channel_ablation(model, layer, x, 1, kept.shape[1])
+    expected = (drops[..., None, None] * kept).sum(1, keepdim=True).relu()
+    assert expected.amax() > 0
+    for chunk in (None, 1, 3, 1000):
+        same(LayerAblationCAM(model, layer).attribute(x, 1, perturbations_per_eval=chunk), expected, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("cls", REPLACED)
+@pytest.mark.parametrize("kind", [Net, Residual, lambda: Residual("cat"), CountsRowsEarly])
+def test_batches_of_networks_of_all_kinds(cls: Any, kind: Any) -> None:
+    model, x, targets = make(kind), images(3, 3, 8, 8), [0, 3, 1]
+    method = cls(model, getattr(model, "inner", model.conv2))
+    same(method.attribute(x, targets), one_by_one(method, x, targets))
+    assert hooks_on(model) == 0
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 100])
+def test_rows_below_the_layer(chunk: int) -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    below, above = rows_through(model.conv1), rows_through(model.head)
+    LayerAblationCAM(model, model.conv2).attribute(x, 1, perturbations_per_eval=chunk)
+    chunks = -(-8 // chunk)  # eight channels
+    assert sum(below) == 2 + 2 * chunks, "one row for each chunk of an example"
+    assert sum(above) == 2 + 2 * 8
+    assert max(above) == max(2, min(chunk, 8))
+
+
+def test_rows_above_the_layer() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    for cls, rows in ((LayerReciproCAM, 16), (LayerFDCAM, 2 * 8), (LayerShapCAM, 25 * 15 + 1)):
+        above = rows_through(model.head)
+        cls(model, model.conv2).attribute(x, 1)
+        assert sum(above) == 2 + 2 * rows, cls
+
+
+def test_channels_that_are_absent_anyway_cost_no_row() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    with torch.no_grad():
+        model.conv2.weight[:3] = 0
+        model.conv2.bias[:3] = torch.tensor([0.0, -1.0, 2.0])
+    above = rows_through(model.head)
+    LayerAblationCAM(model, model.relu2).attribute(x, 1)
+    assert sum(above) == 2 + 2 * 6, "a channel that is 2 everywhere counts; two that are 0 do not"
+
+
+def test_a_network_whose_batch_cannot_grow_is_given_repeated_inputs() -> None:
+    model, x = make(CountsRowsEarly), images(2, 3, 8, 8)
+    below = rows_through(model.conv1)
+    LayerAblationCAM(model, model.conv2).attribute(x, 1, perturbations_per_eval=4)
+    assert below == [2, 1, 4, 4, 4, 4], "one attempt, then every row from the start"
+
+
+def test_one_example_is_tried_at_a_time() -> None:
+    """With as many rows as examples a skip connection would pair row and example without an error."""
+    model, x = make(Residual), images(4, 3, 8, 8)
+    method = LayerAblationCAM(model, model.inner, groups=4, grouping="chunks")
+    same(method.attribute(x, 1, perturbations_per_eval=4), one_by_one(method, x, [1] * 4))
+
+
+def test_groups_of_channels() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    mask = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2]).reshape(1, -1, 1, 1)
+    drops = torch.cat(
+        [LayerFeatureAblation(model, model.relu2).attribute(x[[i]], target=2, layer_mask=mask) for i in range(2)]
+    )
+    activations = model.relu2(model.conv2(model.relu1(model.conv1(x)))).detach()
+    expected = (drops[:, :, :1, :1] * activations).sum(1, keepdim=True).relu()
+    above = rows_through(model.head)
+    grouped = LayerAblationCAM(model, model.relu2, groups=3, grouping="chunks").attribute(x, 2)
+    assert sum(above) == 2 + 2 * 3
+    same(grouped, expected, tolerance=1e-6)
+    clusters = LayerAblationCAM(model, model.relu2, groups=8).attribute(x, 2)
+    same(clusters, LayerAblationCAM(model, model.relu2).attribute(x, 2), tolerance=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- tokens
+
+
+class Transformer(nn.Module):
+    """Patches, a class token, two blocks of attention; 16 x 16 inputs give a grid of 4 x 4."""
+
+    def __init__(self, height: int = 4, width: int = 4) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, 12))
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(12, 3, 24, batch_first=True) for _ in range(2))
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1)
+        tokens = self.norm(self.blocks[0](tokens))
+        return self.head(self.blocks[1](tokens)[:, 0])
+
+
+def test_vit_recipro_cam_keeps_the_class_token() -> None:
+    model, x = make(Transformer), images(2, 3, 16, 16)
+    method = LayerReciproCAM(model, model.norm, gaussian=True, score_fn="identity", reshape=TokenGrid())
+    result = method.attribute(x, [1, 3])
+    assert result.shape == (2, 1, 4, 4)
+    kernel = torch.tensor([1.0, 2.0, 1.0])
+    kernel = kernel[:, None] * kernel / 16
+    with torch.no_grad():
+        tokens = torch.cat([model.token.expand(2, -1, -1), model.patches(x).flatten(2).transpose(1, 2)], 1)
+        tokens = model.norm(model.blocks[0](tokens))
+        for n, target in enumerate((1, 3)):
+            for i in range(4):
+                for j in range(4):
+                    kept = torch.zeros(6, 6)
+                    kept[i : i + 3, j : j + 3] = kernel
+                    row = tokens[n].clone()
+                    row[1:] *= kept[1:5, 1:5].reshape(16, 1)
+                    score = model.head(model.blocks[1](row[None])[:, 0])[0, target]
+                    torch.testing.assert_close(result[n, 0, i, j], score)
+
+
+@pytest.mark.parametrize("cls", [*REPLACED, LayerGradCAMPlusPlus])
+def test_token_layers(cls: Any) -> None:
+    model, x, targets = make(Transformer), images(3, 3, 16, 8), [0, 3, 1]
+    method = cls(model, model.norm, reshape=TokenGrid(height=4))
+    result = method.attribute(x, targets)
+    assert result.shape == (3, 1, 4, 2)
+    same(result, one_by_one(method, x, targets))
+    assert result.abs().amax() > 0
+
+
+def test_token_grids() -> None:
+    tokens = torch.arange(2 * 7 * 3.0).reshape(2, 7, 3)
+    maps = TokenGrid(2, 3)(tokens)
+    assert maps.shape == (2, 3, 2, 3)
+    assert torch.equal(maps[1, 2].flatten(), tokens[1, 1:, 2])
+    whole = TokenGrid(width=3).inverse(maps * 0 - 1, tokens)
+    assert torch.equal(whole[:, 0], tokens[:, 0])
+    assert (whole[:, 1:] == -1).all()
+    assert torch.equal(TokenGrid(2, 3).inverse(maps, tokens), tokens)
+    for grid in (TokenGrid(), TokenGrid(4), TokenGrid(2, 4), TokenGrid(2, 3, prefix=0), TokenGrid(prefix=7)):
+        with pytest.raises(ValueError, match=r"reshape: .*\(2, 7, 3\) is not"):
+            grid(tokens)
+    last = torch.arange(24.0).reshape(1, 2, 4, 3)
+    assert torch.equal(ChannelsLast()(last)[0, 2], last[0, :, :, 2])
+    assert torch.equal(ChannelsLast().inverse(ChannelsLast()(last), last), last)
+
+
+def test_a_reshape_without_a_way_back() -> None:
+    model, x = make(Transformer), images(1, 3, 16, 16)
+    grid = TokenGrid()
+    assert LayerGradCAMPlusPlus(model, model.norm, reshape=lambda t: grid(t)).attribute(x, 1).shape == (1, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"reshape must have a method inverse"):
+        LayerReciproCAM(model, model.norm, reshape=lambda t: grid(t)).attribute(x, 1)
+    assert hooks_on(model) == 0

@@ -1,0 +1,468 @@
+"""What the common tests cannot cover: methods without a layer, with several, or for special networks."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import re
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import GuidedGradCam, LayerGradCam, NoiseTunnel
+from captum.metrics import infidelity
+from torch import Tensor, nn
+
+import captum_fusion
+from captum_fusion import (
+    RISE,
+    GuidedFusionCAM,
+    LayerAugmentedGradCAM,
+    LayerEigenCAM,
+    LayerFusionCAM,
+    LayerGroupCAM,
+    LayerIntegrativeCAM,
+    LayerISCAM,
+    LayerLayerCAM,
+    LayerLinearCAM,
+    LayerScoreCAM,
+    LayerSmoothGradCAMPlusPlus,
+    LayerSSCAM,
+    functional,
+)
+from captum_fusion.attr.catalog import METHODS
+from tests.classes import CLASSES
+from tests.networks import Counter, FlatHead, Net, Score, TwoInputs, hooks_on, images, make
+from tests.test_contract import one_by_one, same
+
+# ---------------------------------------------------------------------------------------------------------- LinearCAM
+
+
+class Convolutional(nn.Module):
+    """Ends in a 1 x 1 convolution and the mean of its maps."""
+
+    def __init__(self, between: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv, self.classifier = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1)
+        self.between = nn.Identity() if between is None else between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.between(self.classifier(self.conv(x))).mean((2, 3))
+
+
+def test_cam_is_the_classifiers_weights() -> None:
+    model, x = make(), images(3, 3, 8, 8)
+    method = LayerLinearCAM(model, model.relu2)
+    activations = model.relu2(model.conv2(model.relu1(model.conv1(x)))).detach()
+    result = method.attribute(x, [0, 3, 1])
+    expected = torch.stack(
+        [(model.head.weight[t].detach()[:, None, None] * activations[i]).sum(0) for i, t in ((0, 0), (1, 3), (2, 1))]
+    )
+    same(result[:, 0], expected)
+    score = model(x).detach()[[0, 1, 2], [0, 3, 1]]
+    same(result.mean((1, 2, 3)), score - model.head.bias.detach()[[0, 3, 1]])
+    same(result, one_by_one(method, x, [0, 3, 1]))
+    same(result, LayerGradCam(model, model.relu2).attribute(x, [0, 3, 1]).detach() * 16)  # positions of the layer
+    assert hooks_on(model) == 0
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_cam_in_other_dimensions(dims: int) -> None:
+    model, x = make(dims=dims), images(2, 3, *(8, 6, 10)[:dims])
+    grad = LayerGradCam(model, model.relu2).attribute(x, 1).detach()
+    same(LayerLinearCAM(model, model.relu2).attribute(x, 1), grad * grad[0].numel())
+
+
+def test_cam_of_a_convolutional_classifier_and_a_score() -> None:
+    model, x = make(Convolutional), images(2, 3, 8, 8)
+    maps = model.classifier(model.conv(x)).detach() - model.classifier.bias.detach().reshape(-1, 1, 1)
+    same(LayerLinearCAM(model, model.conv).attribute(x, 3), maps[:, 3:4])
+    single = make(outputs=1)
+    wrapped = lambda x: single(x)[:, 0]  # noqa: E731
+    same(
+        LayerLinearCAM(wrapped, single.relu2, classifier=single.head).attribute(x),
+        LayerLinearCAM(single, single.relu2).attribute(x, 0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "why"),
+    [
+        (FlatHead, "relu2", "no linear layer from the layer's 8 channels to the 5 outputs"),
+        (Net, "conv2", "its Linear of that size does not give the output"),
+        (lambda: Convolutional(nn.ReLU()), "conv", "its Conv2d of that size does not give the output"),
+    ],
+)
+def test_cam_refuses_other_networks_and_says_why(build: Any, layer: str, why: str) -> None:
+    model = make(build)
+    with pytest.raises(ValueError, match=f"global average pooling.*{why}"):
+        LayerLinearCAM(model, getattr(model, layer)).attribute(images(2, 3, 8, 8), 1)
+    assert hooks_on(model) == 0
+
+
+def test_cam_needs_to_know_the_classifier() -> None:
+    model = make()
+    with pytest.raises(ValueError, match="classifier must be given"):
+        LayerLinearCAM(lambda x: model(x), model.relu2)
+    with pytest.raises(TypeError, match="classifier must be a linear layer"):
+        LayerLinearCAM(model, model.relu2, classifier=model.conv1)
+    x = images(2, 3, 8, 8)
+    given = LayerLinearCAM(lambda x: model(x), model.relu2, classifier=model.head).attribute(x, 1)
+    same(given, LayerLinearCAM(model, model.relu2).attribute(x, 1))
+    for target in (None, "cat", [0]):
+        with pytest.raises(AssertionError):
+            LayerLinearCAM(model, model.relu2).attribute(x, target)
+
+
+# ---------------------------------------------------------------------------------------------------------------- RISE
+
+
+def test_rise_is_an_input_attribution() -> None:
+    model, x = make(), images(3, 3, 8, 9)
+    rise = RISE(model, n_masks=40, grid_size=3)
+    result = rise.attribute(x, [0, 3, 1])
+    assert result.shape == x.shape
+    assert (result[:, :1] == result).all(), "the same in every channel"
+    assert result.is_contiguous()
+    alone = torch.cat([rise.attribute(x[[i]], t) for i, t in enumerate((0, 3, 1))])
+    same(result, alone)
+    for chunk in (1, 3, 7, 1000):
+        same(rise.attribute(x, [0, 3, 1], perturbations_per_eval=chunk), alone)
+    assert not torch.allclose(result, RISE(model, n_masks=40, grid_size=3, seed=1).attribute(x, [0, 3, 1]))
+    assert infidelity(model, lambda t: (torch.full_like(t, 0.1), t - 0.1), x, result, target=1).isfinite().all()
+    zero_noise = NoiseTunnel(rise).attribute(x, nt_samples=2, stdevs=0.0, target=[0, 3, 1])
+    same(zero_noise, result)
+
+
+def test_rise_of_several_inputs_and_errors() -> None:
+    model, x = make(TwoInputs), (images(2, 3, 8, 8), images(2, 3, 12, 12), images(2, 5))
+    found = RISE(model, n_masks=20).attribute(x, 1)
+    assert isinstance(found, tuple)
+    assert [f.shape for f in found] == [t.shape for t in x]
+    assert found[0].abs().sum() > 0
+    assert found[1].abs().sum() > 0
+    assert (found[2] == 0).all()
+    only = RISE(model, n_masks=20).attribute(x, 1, mask_inputs=[1])
+    assert (only[0] == 0).all()
+    assert only[1].abs().sum() > 0
+    plain = make()
+    with pytest.raises(ValueError, match="inputs: there is nothing to mask"):
+        RISE(lambda x: x).attribute(images(2, 5), 1)
+    for target in (None, [0, 1], torch.tensor([1, 2])):
+        with pytest.raises(AssertionError):
+            RISE(plain, n_masks=20).attribute(images(3, 3, 8, 8), target, perturbations_per_eval=2)
+    for name, value in {"n_masks": 0, "grid_size": 1.5, "probability": 0, "seed": -1, "score_fn": "logit"}.items():
+        with pytest.raises(ValueError, match=name):
+            RISE(plain, **{name: value})
+    with pytest.raises(ValueError, match="probability"):
+        RISE(plain, probability=1.5)
+    with pytest.raises(TypeError, match="forward_func"):
+        RISE(3)
+
+
+def test_rise_costs_its_masks_and_keeps_few_in_memory() -> None:
+    counted = Counter(make())
+    RISE(counted, n_masks=50).attribute(images(2, 3, 8, 8), 1, perturbations_per_eval=4)
+    assert counted.rows == 2 + 2 * 50
+    assert counted.largest == 8
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_rise_leaves_everything_as_it_was(dims: int) -> None:
+    model, x = make(dims=dims), images(2, 3, *(8, 6, 10)[:dims])
+    state, rise = torch.get_rng_state(), RISE(model, n_masks=10)
+    expected = rise.attribute(x, 1)
+    assert torch.equal(torch.get_rng_state(), state)
+    same(pickle.loads(pickle.dumps(rise)).attribute(x, 1), expected)
+    with torch.inference_mode():
+        same(copy.deepcopy(rise).attribute(x.clone(), 1), expected)
+    with torch.device("meta"):
+        same(rise.attribute(x, 1), expected)
+    assert rise.get_name() == "RISE"
+
+
+# -------------------------------------------------------------------------------------------------------------- guided
+
+
+def test_guided_fusion_is_captums_guided_grad_cam_with_another_map() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # captum's own
+        expected = GuidedGradCam(model, model.relu2).attribute(x, [1, 3], interpolate_mode="bilinear").detach()
+    same(GuidedFusionCAM(model, model.relu2, method=LayerGradCam(model, model.relu2)).attribute(x, [1, 3]), expected)
+    fused = LayerFusionCAM(model, model.relu2).attribute(x, [1, 3])
+    guided = GuidedFusionCAM(model, model.relu2).attribute(x, [1, 3])
+    assert guided.shape == x.shape
+    assert torch.equal(guided == 0, (guided == 0) | (fused == 0).expand_as(guided)), "nothing outside the map"
+    assert not torch.allclose(guided, expected, atol=1e-6)
+    assert hooks_on(model) == 0
+    assert not x.requires_grad
+
+
+def test_guided_fusion_of_several_inputs_and_errors() -> None:
+    model, x = make(TwoInputs), (images(2, 3, 8, 8), images(2, 3, 12, 12), images(2, 5))
+    found = GuidedFusionCAM(model, model.relu2).attribute(x, 1)
+    assert [f.shape for f in found] == [t.shape for t in x]
+    assert (found[2] == 0).all()
+    assert all(f.abs().sum() > 0 for f in found[:2])
+    kwargs = GuidedFusionCAM(model, model.relu2).attribute(x, 1, method_kwargs={"perturbations_per_eval": 2})
+    same(kwargs, found)
+    with pytest.raises(TypeError, match="method must be a layer attribution"):
+        GuidedFusionCAM(model, model.relu2, method=RISE(model))
+    with pytest.raises(TypeError, match="model must be"):
+        GuidedFusionCAM(lambda x: x, model.relu2)
+    plain = make()
+    with pytest.raises(AssertionError):
+        GuidedFusionCAM(plain, plain.relu2).attribute(x[0], None)
+    assert hooks_on(plain) == 0
+
+
+# --------------------------------------------------------------------------------------------------- layers and options
+
+
+def test_layer_cam_of_several_layers() -> None:
+    model, x = make(FlatHead), images(2, 3, 8, 8)
+    early, last = (LayerLayerCAM(model, layer).attribute(x, 1) for layer in (model.relu1, model.relu2))
+    last = nn.functional.interpolate(last, (8, 8), mode="bilinear")
+    share = [m / m.amax((1, 2, 3), keepdim=True) for m in (early, last)]
+    expected = torch.maximum(torch.tanh(3 * share[0]), share[1])
+    low, high = expected.amin((1, 2, 3), keepdim=True), expected.amax((1, 2, 3), keepdim=True)
+    fused = LayerLayerCAM(model, [model.relu1, model.relu2], gamma=3.0).attribute(x, 1)
+    same(fused, (expected - low) / (high - low))
+    with pytest.raises(ValueError, match="gamma"):
+        LayerLayerCAM(model, model.relu2, gamma=0)
+
+
+def test_methods_of_several_layers_as_components() -> None:
+    model, x = make(FlatHead), images(2, 3, 8, 8)
+    layers = [model.relu1, model.relu2]
+    integrative = LayerIntegrativeCAM(model, layers)
+    expected = integrative.attribute(x, [1, 2])
+    _, details = LayerFusionCAM(model, model.relu2, None, integrative).attribute(x, [1, 2], return_details=True)
+    same(details.gradient_map, expected)
+    both = LayerFusionCAM(model, layers, None, integrative).attribute(x, [1, 2], return_details=True)
+    for _, found in both:
+        same(found.gradient_map, expected)
+
+
+def test_integrative_cam_costs_one_pass() -> None:
+    model, x = make(FlatHead), images(2, 3, 8, 8)
+    backward: list[int] = []
+    model.head.register_full_backward_hook(lambda module, given, found: backward.append(found[0].shape[0]))
+    counted = Counter(model)
+    LayerIntegrativeCAM(counted, [model.conv1, model.relu1, model.conv2, model.relu2]).attribute(x, 1)
+    assert counted.rows == 2
+    assert backward == [2]
+    LayerIntegrativeCAM(counted, [model.relu1, model.relu2], phi="softmax", softmax_classes=3).attribute(x, 1)
+    assert counted.rows == 2 + 2 + 2 * 3
+
+
+def test_integrative_details_and_errors() -> None:
+    model, x = make(FlatHead), images(2, 3, 8, 8)
+    method = LayerIntegrativeCAM(model, [model.relu1, model.relu2, model.relu2], redundancy_threshold=1e-3)
+    result, details = method.attribute(x, 1, return_details=True)
+    assert details.layer_maps.shape == (2, 3, 8, 8)
+    assert (details.kept.sum(1) == 2).all(), "the same layer twice is redundant"
+    same(details.layer_weights.sum(1), torch.ones(2))
+    plain = LayerIntegrativeCAM(model, [model.relu1, model.relu2]).attribute(x, 1)
+    assert result.shape == plain.shape == (2, 1, 8, 8)
+    for name, value in {
+        "phi": "cosine",
+        "bias": "all",
+        "layer_weighting": "sum",
+        "balance": 1.5,
+        "redundancy_threshold": -1,
+        "softmax_classes": 1,
+    }.items():
+        with pytest.raises(ValueError, match=name):
+            LayerIntegrativeCAM(model, model.relu2, **{name: value})
+    with pytest.raises(TypeError, match="phi"):
+        LayerIntegrativeCAM(model, model.relu2, phi=3)
+    with pytest.raises(ValueError, match="phi must return a tensor of the scores' shape"):
+        LayerIntegrativeCAM(model, model.relu2, phi=lambda s: s.sum()).attribute(x, 1)
+    scalar = make(Score)
+    with pytest.raises(ValueError, match=r"phi=\"softmax\" needs an output of shape"):
+        LayerIntegrativeCAM(scalar, scalar.relu2, phi="softmax").attribute(x)
+    with pytest.raises(ValueError, match="bias: ReLU holds no convolution"):
+        LayerIntegrativeCAM(model, model.relu2, bias="layer").attribute(x, 1)
+
+
+def test_biases_of_layers() -> None:
+    """The bias of a convolution with a batch norm after it is what the two make of an input of zeros."""
+
+    class Stage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stage = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6))
+            self.head = nn.Linear(6 * 64, 5)
+            norm = self.stage[1]
+            for tensor in (norm.running_mean, norm.weight.data, norm.bias.data):
+                tensor.normal_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.stage(x).relu().flatten(1))
+
+    model, x = make(Stage), images(2, 3, 8, 8)
+    from captum_fusion.attr.integrative import _layer_bias
+
+    same(_layer_bias(model.stage, 6), model.stage(torch.zeros(1, 3, 8, 8))[0, :, 4, 4].detach())
+    none, layer, full = (
+        LayerIntegrativeCAM(model, model.stage, bias=b).attribute(x, 1) for b in ("none", "layer", "fullgrad")
+    )
+    assert not torch.allclose(none, full, atol=1e-3)
+    assert layer.isfinite().all()
+
+
+def test_eigen_cam_needs_no_target() -> None:
+    model, x = make(), images(3, 3, 8, 8)
+    method = LayerEigenCAM(model, model.relu2)
+    same(method.attribute(x), method.attribute(x, [0, 3, 1]))
+    assert (method.attribute(x).sum((1, 2, 3)) > 0).all()
+    with pytest.raises(AssertionError):
+        method.attribute(x, [0, 1])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda m, seed: LayerSmoothGradCAMPlusPlus(m, m.relu1, seed=seed),
+        lambda m, seed: LayerSSCAM(m, m.relu2, n_samples=5, seed=seed),
+        lambda m, seed: captum_fusion.LayerShapCAM(m, m.relu2, n_samples=3, seed=seed),
+        lambda m, seed: LayerAugmentedGradCAM(m, m.relu2, n_samples=5, combination="mean", seed=seed),
+        lambda m, seed: RISE(m, n_masks=20, seed=seed),
+    ],
+)
+def test_seeds(build: Any) -> None:
+    model, x = make(FlatHead), images(3, 3, 8, 8)
+    state = torch.get_rng_state()
+    first = build(model, 0).attribute(x, 1)
+    torch.manual_seed(12345)
+    same(build(model, 0).attribute(x, 1), first, tolerance=1e-7)
+    assert not torch.allclose(build(model, 1).attribute(x, 1), first, atol=1e-6), "another seed, another draw"
+    twice = build(model, 0).attribute(x[[1, 1]], 1)
+    same(twice[0], twice[1], tolerance=1e-6)
+    torch.set_rng_state(state)
+
+
+def test_ss_cam_without_noise_is_is_cam_of_one_step() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    expected = LayerISCAM(model, model.relu2, n_steps=1).attribute(x, [1, 3])
+    weights = LayerScoreCAM(model, model.relu2, weighting="increase", score_fn=lambda o: o.softmax(1)).attribute(
+        x, [1, 3]
+    )
+    assert not torch.allclose(weights, expected, atol=1e-4), "no baseline is taken off"
+    for noise in ("map", "input"):
+        same(LayerSSCAM(model, model.relu2, stdev=0.0, noise=noise, n_samples=2).attribute(x, [1, 3]), expected)
+
+
+def test_ss_cam_of_the_authors_scales_its_noise() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    activations = model.relu2(model.conv2(model.relu1(model.conv1(x)))).detach()
+    noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(7))
+    expected = torch.zeros(2, 1, 4, 4)
+    for n, target in enumerate((1, 3)):
+        for k in range(8):
+            raised = nn.functional.interpolate(activations[n : n + 1, k : k + 1], (8, 8), mode="bilinear")
+            if raised.max() == raised.min():
+                continue
+            deviation = (0.5 / (raised.max() - raised.min())) ** 2
+            with torch.no_grad():
+                weight = model(x[n] * (raised + deviation * noise)).softmax(1)[:, target].mean()
+            expected[n] += weight * activations[n, k]
+    method = LayerSSCAM(model, model.relu2, n_samples=4, stdev=0.5, official=True, seed=7)
+    same(method.attribute(x, [1, 3]), expected)
+
+
+def test_augmented_grad_cam_without_augmentation_is_grad_cam() -> None:
+    model, x = make(FlatHead), images(2, 3, 8, 8)
+    cam = LayerGradCam(model, model.relu2).attribute(x, 1, relu_attributions=True).detach()
+    expected = functional.normalize(functional.upsample(cam, (8, 8)))
+    for combination in ("mean", "max"):
+        method = LayerAugmentedGradCAM(model, model.relu2, n_samples=3, rotation=0, shift=0, combination=combination)
+        same(method.attribute(x, 1), expected)
+    solved = LayerAugmentedGradCAM(model, model.relu2, n_samples=3, rotation=0, shift=0, n_iterations=2000)
+    coarse = nn.functional.avg_pool2d(solved.attribute(x, 1), 2)
+    similar = nn.functional.cosine_similarity(coarse.flatten(1), cam.flatten(1))
+    assert (similar > 0.95).all(), "its means over cells are the coarse map"
+
+
+def test_augmented_grad_cam_moves_maps_back() -> None:
+    """A network that finds one bright spot: moved copies, moved back, show it where it is."""
+
+    class Spot(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.AvgPool2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).sum((2, 3))
+
+    x = torch.zeros(1, 1, 48, 64)
+    x[..., 12:20, 40:48] = 1
+    model = Spot().eval()
+    for combination in ("mean", "max", "super_resolution"):
+        method = LayerAugmentedGradCAM(model, model.layer, combination=combination, n_samples=20, rotation=0.6)
+        found = method.attribute(x, 0)
+        row, column = divmod(int(found.flatten().argmax()), 64)
+        assert 12 <= row < 20, combination
+        assert 40 <= column < 48, combination
+        assert found[..., 12:20, 40:48].mean() > 6 * found.mean()
+        if combination != "super_resolution":  # which does not end at zero where there is nothing
+            weights = found[0, 0] / found.sum()
+            assert abs(weights.sum(1) @ torch.arange(48.0) - 15.5) < 0.5
+            assert abs(weights.sum(0) @ torch.arange(64.0) - 43.5) < 0.5
+
+
+def test_group_cam_on_a_network_with_dead_groups() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    with torch.no_grad():
+        model.conv2.weight[:4] = 0
+        model.conv2.bias[:4] = -1
+    counted = Counter(model)
+    result = LayerGroupCAM(counted, model.relu2, groups=4).attribute(x, 1)
+    assert result.isfinite().all()
+    assert counted.rows <= 2 + 2 + 2 * 2, "clean, blurred, and two groups that are not dead"
+
+
+# ----------------------------------------------------------------------------------------------------------- catalogue
+
+
+def test_the_catalogue_names_every_public_method() -> None:
+    public = {value for value in vars(captum_fusion).values() if inspect.isclass(value)}
+    public -= {captum_fusion.FusionDetails, captum_fusion.IntegrativeDetails}
+    assert {method.cls for method in METHODS.values()} == {*public, LayerGradCam}
+    assert {*CLASSES, LayerLinearCAM, RISE, GuidedFusionCAM} == public
+    for method in METHODS.values():
+        assert method.family in ("fusion", "gradient", "region", "activation")
+        assert method.cls is LayerGradCam or method.url in inspect.getdoc(method.cls), method.name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_catalogue_says_what_a_method_costs(name: str) -> None:
+    model, x = make(), images(1, 3, 8, 8)
+    live = int(functional.live_channels(model.relu2(model.conv2(model.relu1(model.conv1(x)))).detach()).sum())
+    backward: list[int] = []
+    rows: list[int] = []
+    above: list[int] = []
+    model.conv1.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    model.head.register_forward_hook(lambda module, inputs, output: above.append(len(output)))
+    model.head.register_full_backward_hook(lambda module, given, found: backward.append(len(found[0])))
+    method = METHODS[name].build(model, [model.relu2])
+    method.attribute(x, 1)
+    cost = {"": 0, " b": 0, " (layer)": 0}
+    for part in METHODS[name].rows.split(", "):
+        kind = next((suffix for suffix in (" b", " (layer)") if part.endswith(suffix)), "")
+        product = re.sub(r"(\d) (?=[K(])", r"\1 * ", part.removesuffix(kind))
+        cost[kind] = eval(product, {}, {"K": live, "Z": 16})
+    whole, back, at_layer = cost.values()
+    assert sum(backward) == back
+    if at_layer:
+        assert sum(above) <= whole + at_layer
+        assert sum(above) >= whole + at_layer - 1
+        assert sum(rows) < sum(above)
+    elif name in ("group-cam", "decom-cam"):
+        assert sum(above) <= whole, "as many groups or components as there are"
+    else:
+        assert sum(above) == whole
