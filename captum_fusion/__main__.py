@@ -147,10 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--score-fn",
-        default="softmax",
         choices=["softmax", "sigmoid", "identity"],
-        help="what makes scores of outputs: softmax over classes (default), sigmoid for binary and multi-label heads, "
-        "identity for a network that returns scores",
+        help="what makes scores of outputs: softmax over classes, sigmoid for binary and multi-label heads, identity "
+        "for a network that returns scores (default: softmax, and what the method's paper has for its weights)",
     )
     _add_output(explain)
     explain.add_argument("--save-map", action="store_true", help="also write the map, (H, W) float32, as .npy")
@@ -284,10 +283,10 @@ def _build_methods(model: nn.Module, image: Tensor, options: argparse.Namespace)
             chosen = stages = [layers.find_layer(model, name) for name in options.layer]
     except ValueError as error:
         raise CommandError(f"layer: {error}") from error
-    built = {}
+    built, given = {}, {} if options.score_fn is None else {"score_fn": options.score_fn}
     for name in options.method:
         where = stages if name == "integrative-cam" else chosen
-        built[name] = METHODS[name].build(model, where, score_fn=options.score_fn)
+        built[name] = METHODS[name].build(model, where, **given)
     return built
 
 
@@ -351,9 +350,9 @@ def _map(method: Any, image: Tensor, target: int) -> tuple[Tensor, FusionDetails
 # ------------------------------------------------------------------------------------------------------------- details
 
 
-def _scores(model: nn.Module, inputs: Tensor, target: list[int], score_fn: str = "softmax") -> list[float]:
+def _scores(model: nn.Module, inputs: Tensor, target: list[int], score_fn: str | None = None) -> list[float]:
     with torch.no_grad():
-        scores = functional.score_function(score_fn)(model(inputs))
+        scores = functional.score_function(score_fn or "softmax")(model(inputs))
     return [float(row[index]) for row, index in zip(scores, target, strict=True)]
 
 

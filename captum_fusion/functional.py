@@ -855,14 +855,14 @@ def principal_component(activations: Tensor, center: bool = False) -> Tensor:
     maps = principal_components(activations, 1, center)
     flat = maps.flatten(2)
     total = flat.sum(2, keepdim=True)
-    largest = flat.gather(2, flat.abs().argmax(2, keepdim=True))
-    clear = total.abs() > 1e-4 * flat.abs().sum(2, keepdim=True)
-    sign = torch.where(clear, total, largest).sign()
-    return (sign * flat).reshape(maps.shape)
+    downward = total < -1e-4 * flat.abs().sum(2, keepdim=True)
+    return torch.where(downward, -flat, flat).reshape(maps.shape)
 
 
 def principal_components(activations: Tensor, number: int, center: bool) -> Tensor:
-    """The positions of the activations in the directions of their first singular vectors, of arbitrary sign.
+    """The positions of the activations in the directions of their first singular vectors.
+
+    A singular vector has no sign of its own; each map's largest value by magnitude is made positive.
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
@@ -874,7 +874,7 @@ def principal_components(activations: Tensor, number: int, center: bool) -> Tens
 
     Examples::
 
-        >>> principal_components(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]), 2, center=False).abs()
+        >>> principal_components(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]), 2, center=False)
         tensor([[[3., 0.],
                  [0., 2.]]])
     """
@@ -884,33 +884,8 @@ def principal_components(activations: Tensor, number: int, center: bool) -> Tens
         table = table - table.mean(1, keepdim=True)
     left, values, _ = torch.linalg.svd(table, full_matrices=False)
     found: Tensor = (left * values[:, None])[:, :, :number].transpose(1, 2)
+    found = found * found.gather(2, found.abs().argmax(2, keepdim=True)).sign()
     return found.reshape(*found.shape[:2], *activations.shape[2:]).to(activations.dtype)
-
-
-def decompose(maps: Tensor, number: int, center: bool = True) -> Tensor:
-    """The :func:`principal_components` of some maps, each with the sign that agrees with the sum of the maps.
-
-    Args:
-        maps (Tensor): Floating point, of shape ``(N, K, *spatial)``.
-        number (int): How many components.
-        center (bool): Subtract each map's mean first. Default: True
-
-    Returns:
-        Tensor: Of shape ``(N, components, *spatial)``, signed.
-
-    Examples::
-
-        >>> decompose(torch.tensor([[[1.0, 3.0], [1.0, 1.0]]]), 1)
-        tensor([[[-1.,  1.]]])
-    """
-    components = principal_components(maps, number, center)
-    total = precise(at_least_float32(maps)).sum(1, keepdim=True).flatten(2)
-    flat = precise(components).flatten(2)
-    agreement = ((total - total.mean(2, keepdim=True) if center else total) * flat).sum(2, keepdim=True)
-    clear = agreement.abs() > 1e-4 * (total.norm(dim=2, keepdim=True) * flat.norm(dim=2, keepdim=True))
-    largest = flat.gather(2, flat.abs().argmax(2, keepdim=True))
-    sign = torch.where(clear, agreement, largest).sign()
-    return (sign * flat).reshape(components.shape).to(components.dtype)
 
 
 def affine_grids(angles: Tensor, moves: Tensor, size: Sequence[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -28,6 +29,15 @@ from captum_fusion import (
     LayerXGradCAM,
 )
 
+
+class SoftmaxDecomCAM(LayerDecomCAM):
+    """Weighted by probabilities, because a small network's raw scores are negative and count as 0."""
+
+    @functools.wraps(LayerDecomCAM.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"score_fn": "softmax", **kwargs})
+
+
 FUSIONS = [LayerFusionCAM, LayerUnionCAM]
 
 #: Every method with a layer but LayerLinearCAM, which refuses the networks of the common tests (see test_linear_cam).
@@ -45,7 +55,7 @@ CLASSES = [
     LayerSSCAM,
     LayerISCAM,
     LayerGroupCAM,
-    LayerDecomCAM,
+    SoftmaxDecomCAM,
     LayerAblationCAM,
     LayerReciproCAM,
     LayerFDCAM,
@@ -62,7 +72,7 @@ CLASS_AGNOSTIC = [LayerEigenCAM]
 #: A list of layers gives one map.
 FUSE_LAYERS = [LayerIntegrativeCAM, LayerLayerCAM]
 #: They hide the input behind a blur unless told otherwise.
-BLUR = [LayerGroupCAM, LayerDecomCAM]
+BLUR = [LayerGroupCAM, SoftmaxDecomCAM]
 
 
 def takes(cls: Any, name: str) -> bool:

@@ -20,6 +20,7 @@ from captum_fusion import (
     RISE,
     GuidedFusionCAM,
     LayerAugmentedGradCAM,
+    LayerDecomCAM,
     LayerEigenCAM,
     LayerFusionCAM,
     LayerGroupCAM,
@@ -33,7 +34,7 @@ from captum_fusion import (
     functional,
 )
 from captum_fusion.attr.catalog import METHODS
-from tests.classes import CLASSES
+from tests.classes import CLASSES, SoftmaxDecomCAM
 from tests.networks import Counter, FlatHead, Net, Score, TwoInputs, hooks_on, images, make
 from tests.test_contract import one_by_one, same
 
@@ -433,7 +434,7 @@ def test_the_catalogue_names_every_public_method() -> None:
     public = {value for value in vars(captum_fusion).values() if inspect.isclass(value)}
     public -= {captum_fusion.FusionDetails, captum_fusion.IntegrativeDetails}
     assert {method.cls for method in METHODS.values()} == {*public, LayerGradCam}
-    assert {*CLASSES, LayerLinearCAM, RISE, GuidedFusionCAM} == public
+    assert {*CLASSES, LayerLinearCAM, LayerDecomCAM, RISE, GuidedFusionCAM} - {SoftmaxDecomCAM} == public
     for method in METHODS.values():
         assert method.family in ("fusion", "gradient", "region", "activation")
         assert method.cls is LayerGradCam or method.url in inspect.getdoc(method.cls), method.name

@@ -204,7 +204,7 @@ class LayerDecomCAM(BackgroundCAM):
     principal component analysis of the positions. The positive part of each of the first ``components`` masks the
     input, ``max(x m, blur(x) (1 - m))``, and weighs the score that it leaves (scores below 0.001 count as 0), divided
     by the largest. The map is the weighted sum, in the layer's space, not normalised. A component's sign, which the
-    decomposition leaves open, is chosen so that it agrees with the sum of the channels.
+    decomposition leaves open, is chosen so that its largest value by magnitude is positive.
     Cost for each example: one forward and backward row and one masked row for each component.
 
     More details in the paper: "DecomCAM: Advancing Beyond Saliency Maps through Decomposition and Integration", 2024,
@@ -229,7 +229,7 @@ class LayerDecomCAM(BackgroundCAM):
         components: int = 10,
         center: bool = True,
         background: str = "blur",
-        score_fn: str | ScoreFn = "softmax",
+        score_fn: str | ScoreFn = "identity",
         reshape: Reshape | None = None,
     ) -> None:
         """Name the network, the layer and the decomposition.
@@ -247,7 +247,7 @@ class LayerDecomCAM(BackgroundCAM):
                 standard deviation 10, or ``"baseline"``, which is ``attribute``'s ``baselines``.
                 Default: ``"blur"``
             {score_fn}
-                Default: ``"softmax"``
+                Default: ``"identity"``
             {reshape_arg}
         """
         MaskedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
@@ -257,7 +257,7 @@ class LayerDecomCAM(BackgroundCAM):
         formulas.score_function(score_fn)
         self.score_fn = score_fn
 
-    _blur = (61, 10.0)
+    _blur = (81, 10.0)
 
     @property
     def uses_gradients(self) -> bool:
@@ -271,7 +271,7 @@ class LayerDecomCAM(BackgroundCAM):
         shape = (*best.shape, *[1] * (activations.dim() - 2))
         examples = torch.arange(len(best), device=best.device)[:, None]
         weighted = weights.gather(1, best).reshape(shape) * activations[examples, best]
-        maps = formulas.decompose(weighted, self.components, self.center).relu()
+        maps = formulas.principal_components(weighted, self.components, self.center).relu()
         live = formulas.live_channels(maps)
         rows, components = pairs(live)
 
