@@ -11,10 +11,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from captum.attr import LayerFeatureAblation, LayerGradCam
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_fusion import FusionDetails, LayerFusionCAM
+from captum_fusion import (
+    FusionDetails,
+    LayerAblationCAM,
+    LayerFusionCAM,
+    LayerIntegrativeCAM,
+    LayerLayerCAM,
+    LayerLinearCAM,
+    LayerXGradCAM,
+)
+from captum_fusion._captum import Call
+from captum_fusion.attr.catalog import METHODS
 from captum_fusion.functional import upsample
 from tests import reference
 from tests.test_torchcam import correlations, torchcams
@@ -150,3 +161,77 @@ def test_each_class_lies_in_its_own_animal(
         box = case.boxes[own][case.targets[own]]
         assert energy(case.maps[own], box) > energy(case.maps[other], box) + 0.05, case.targets[own]
         assert energy(case.maps[own], box) > (box[2] - box[0]) * (box[3] - box[1]) / SIZE**2, "more than chance"
+
+
+# --------------------------------------------------------------------------------------------------------- all methods
+
+
+#: Settings that keep the many rows of some methods few.
+CHEAP: dict[str, dict[str, Any]] = {
+    "augmented-grad-cam": {"n_samples": 4, "n_iterations": 20},
+    "integrated-grad-cam": {"n_steps": 5},
+    "is-cam": {"n_steps": 1},
+    "shap-cam": {"n_samples": 1},
+    "rise": {"n_masks": 100},
+}
+#: Tested above, or like one that is and hundreds of rows long.
+LEFT_OUT = {"fusion-cam", "union-cam", "guided-fusion-cam", "ss-cam", "cam", "score-cam", "is-cam"}
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - LEFT_OUT))
+def test_every_method_lies_in_the_mastiff(squeezenet: Explained, name: str) -> None:
+    """More of the map than of the picture, in a batch as alone."""
+    model, x, targets = squeezenet.model, squeezenet.x[[0, 2]], [squeezenet.targets[i] for i in (0, 2)]
+    method = METHODS[name].build(model, [model.features], **CHEAP.get(name, {}))
+    found = method.attribute(x, targets).detach().sum(1, keepdim=True)
+    assert found.isfinite().all()
+    alone = method.attribute(x[:1], targets[:1]).detach().sum(1, keepdim=True)
+    tolerance = 1e-4 * float(found.abs().max())
+    torch.testing.assert_close(found[:1], alone, rtol=0, atol=10 * tolerance if "augmented" in name else tolerance)
+    heat = upsample(found.relu(), (SIZE, SIZE))
+    heat = heat - heat.amin((1, 2, 3), keepdim=True)
+    x0, y0, x1, y1 = squeezenet.boxes[0][243]
+    assert energy(heat[0], (x0, y0, x1, y1)) > 1.2 * (x1 - x0) * (y1 - y0) / SIZE**2
+
+
+def test_gradient_methods_equal_torchcams(squeezenet: Explained, mobilenet: Explained) -> None:
+    from torchcam.methods import LayerCAM, XGradCAM
+
+    for case in (squeezenet, mobilenet):
+        for ours, theirs in ((LayerLayerCAM, LayerCAM), (LayerXGradCAM, XGradCAM)):
+            found = ours(case.model, case.model.features).attribute(case.x, case.targets)
+            low, high = found.amin((1, 2, 3), keepdim=True), found.amax((1, 2, 3), keepdim=True)
+            with theirs(case.model, "features") as extractor:
+                scores = case.model(case.x)
+                expected = extractor(case.targets, scores)[0][:, None].detach()
+            torch.testing.assert_close((found - low) / (high - low), expected, rtol=0, atol=1e-4)
+
+
+def test_ablation_cam_equals_captums_layer_feature_ablation(squeezenet: Explained) -> None:
+    model, layer, x = squeezenet.model, squeezenet.model.features, squeezenet.x[:1]
+    mask = torch.arange(8).repeat_interleave(64).reshape(1, 512, 1, 1)
+    drops = LayerFeatureAblation(model, layer).attribute(x, target=243, layer_mask=mask)
+    with torch.no_grad():
+        expected = (drops[:, :, :1, :1] * layer(x)).sum(1, keepdim=True).relu()
+    found = LayerAblationCAM(model, layer, groups=8, grouping="chunks").attribute(x, 243)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.max()))
+
+
+def test_cam_is_for_networks_that_end_in_pooling(squeezenet: Explained, mobilenet: Explained) -> None:
+    found = LayerLinearCAM(mobilenet.model, mobilenet.model.features).attribute(mobilenet.x, mobilenet.targets)
+    grad = LayerGradCam(mobilenet.model, mobilenet.model.features).attribute(mobilenet.x, mobilenet.targets)
+    torch.testing.assert_close(found, grad.detach() * 49, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="CAM needs a network that ends in global average pooling"):
+        LayerLinearCAM(squeezenet.model, squeezenet.model.features).attribute(squeezenet.x, squeezenet.targets)
+
+
+def test_the_residual_bias_of_integrative_cam_is_complete(squeezenet: Explained) -> None:
+    """Before its ReLU a layer's map adds up to the score."""
+    case, layers = squeezenet, [squeezenet.model.features[7], squeezenet.model.features[12]]
+    method = LayerIntegrativeCAM(case.model, layers)
+    call = Call(case.model, case.x, case.targets)
+    with torch.no_grad():
+        scores = case.model(case.x)[range(3), case.targets].double()
+    for layer, (activations, gradients, _) in zip(layers, call.layer_pass(layers, None, True), strict=True):
+        raw, _ = method._layer_map(layer, activations[0], gradients[0], scores, None)
+        torch.testing.assert_close(raw.sum((1, 2, 3)), scores, rtol=1e-4, atol=1e-4)

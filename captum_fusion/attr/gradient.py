@@ -121,7 +121,7 @@ class LayerLayerCAM(GradientCAM):
     For one layer the map is ``ReLU(sum_k ReLU(g^k) * A^k)``, pixel by pixel, in the layer's space, not normalised. For
     a list of layers, given in the order of the network, the maps are fused into one in the input's space, in [0, 1]:
     the pixelwise maximum of their shares ``M / max M``, those of all layers but the last scaled to
-    ``tanh(gamma M / max M)``, because early maps are faint.
+    ``tanh(gamma M / max M)``, because early maps are faint, and normalised at the end.
     Cost: one forward and one backward row for each example, however many layers.
 
     More details in the paper: P.-T. Jiang, C.-B. Zhang, Q. Hou, M.-M. Cheng, Y. Wei, "LayerCAM: Exploring Hierarchical

@@ -91,7 +91,7 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
             {constructor_args}
                 Here they give one map; take the last layer of each resolution stage, for example.
             phi (str or callable, optional): The smooth function of the score: ``"exp"``, ``"softplus"``,
-                ``"sigmoid"``, ``"square"``, ``"identity"`` (alphas are all the same), ``"softmax"`` over the classes,
+                ``"sigmoid"``, ``"square"``, ``"identity"`` (every alpha is 1/2), ``"softmax"`` over the classes,
                 or any function from scores (N,) to (N,) that autograd can differentiate three times.
                 Default: ``"exp"``
             normalize_alpha (bool, optional): Let the alphas sum to 1 over a channel's positive gradients.
@@ -223,7 +223,8 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
             first, second, third = formulas.softmax_derivatives(*classes)
         alphas = formulas.pixel_alphas(second, third, activations)
         inside, rising = alphas.clamp(0, 1), first > 0
-        cut = ((alphas != inside) & rising).flatten(1).sum(1) / rising.flatten(1).sum(1).clamp(min=1)
+        counts = [each.flatten(1).sum(1).to(activations.dtype) for each in ((alphas != inside) & rising, rising)]
+        cut = counts[0] / counts[1].clamp(min=1)
         weights = formulas.sum_of_alphas(inside, first, self.normalize_alpha)
         shape = (*weights.shape, *[1] * (activations.dim() - 2))
         summed = (weights.reshape(shape) * activations).sum(1, keepdim=True)
