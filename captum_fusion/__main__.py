@@ -241,7 +241,10 @@ def _explain(options: argparse.Namespace) -> None:
     stems = _stems(options.images)
     for file, stem in tqdm(list(zip(options.images, stems, strict=True)), desc="images", disable=None):
         image = loaded.preprocess(_open_image(Path(file))).to(device)
-        figure, maps, line = _explain_image(methods, image, target, loaded, options)
+        try:
+            figure, maps, line = _explain_image(methods, image, target, loaded, options)
+        except (ValueError, TypeError, AssertionError) as error:  # a layer without spatial dimensions, say
+            raise CommandError(f"{name} on layer {','.join(options.layer)}: {models.first_line(error)}") from error
         path = options.output / f"{stem}_{name}.png"
         _write_figure(path, figure)
         for method, heat in maps.items() if options.save_map else ():
@@ -274,7 +277,7 @@ def _build_methods(model: nn.Module, image: Tensor, options: argparse.Namespace)
         if options.layer is None:
             name, layer = layers.default_layer(model, image)
             print(f"layer: {name} (--layer names another)")
-            chosen, stages = [layer], [layer]
+            options.layer, chosen, stages = [name], [layer], [layer]
             if "integrative-cam" in options.method:
                 found = layers.resolution_layers(model, image)
                 stages = [module for _, module in found]
@@ -312,9 +315,9 @@ def _explain_image(
     for name, method in tqdm(methods.items(), desc="methods", leave=False, disable=None if len(methods) > 1 else True):
         try:
             heat, details = _map(method, image, target)
-        except (ValueError, TypeError, AssertionError) as error:  # a layer without spatial dimensions, say
+        except (ValueError, TypeError, AssertionError) as error:
             if len(methods) == 1:
-                raise CommandError(f"{name}: {models.first_line(error)}") from error
+                raise
             tqdm.write(f"{name} is left out: {models.first_line(error)}")
             continue
         kept = _scores(loaded.model, image * heat, [target], options.score_fn)[0]

@@ -180,7 +180,7 @@ class TokenGrid:
 
 
 class ChannelsLast:
-    """A ``reshape`` for layers that return (N, *spatial, C), as in Swin transformers and ConvNeXt's blocks.
+    """A ``reshape`` for layers that return ``(N, *spatial, C)``, as those of Swin transformers do.
 
     Examples::
 
@@ -189,9 +189,9 @@ class ChannelsLast:
     """
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(N, *spatial, C) as (N, C, *spatial)."""
+        """``(N, *spatial, C)`` as ``(N, C, *spatial)``."""
         return features.movedim(-1, 1)
 
     def inverse(self, maps: Tensor, features: Tensor) -> Tensor:
-        """(N, C, *spatial) as (N, *spatial, C)."""
+        """``(N, C, *spatial)`` as ``(N, *spatial, C)``."""
         return maps.movedim(1, -1)

@@ -96,7 +96,7 @@ def test_a_method_that_does_not_fit_is_left_out_of_several(tmp_path: Path, capsy
     stem = Path(PICTURE).stem
     assert sorted(file.name for file in tmp_path.iterdir()) == [f"{stem}_grad-cam.npy", f"{stem}_methods.png"]
     assert explain(tmp_path, *arguments, "--method", "cam") == 2
-    assert "cam: layer: CAM needs a network" in capsys.readouterr().err
+    assert "cam on layer stage3: layer: CAM needs a network" in capsys.readouterr().err
 
 
 def test_several_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

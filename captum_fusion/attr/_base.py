@@ -73,7 +73,7 @@ show_progress (bool, optional): Show a bar that counts the rows.
 
 _REPLACED_ARGS = """\
 baselines (float, Tensor, tuple or None, optional): What absent activations are replaced by: a number, or a tensor
-    that broadcasts against the layer's activations (N, K, *spatial); a tuple with one of these for each tensor of a
+    that broadcasts against the layer's activations ``(N, K, *spatial)``; a tuple with one of these for each tensor of a
     layer that returns several.
     Default: 0
 perturbations_per_eval (int, optional): At most this many replaced rows per example in one call of the
@@ -108,7 +108,7 @@ device_ids (list of int, optional): The order of devices; needed only if ``forwa
     Default: None"""
 
 _RESHAPE_ARG = """\
-reshape (callable, optional): Turns what the layer returns into (N, channels, *spatial), for example
+reshape (callable, optional): Turns what the layer returns into ``(N, channels, *spatial)``, for example
     :class:`captum_fusion.layers.TokenGrid` for a vision transformer.
     Default: None"""
 
@@ -407,7 +407,7 @@ class Replacing(NamedTuple):
     """One tensor of a layer, and the network from there on.
 
     Attributes:
-        activations: Of shape (N, K, *spatial).
+        activations: Of shape ``(N, K, *spatial)``.
         gradients: Of the same shape, or None.
         absent: What stands for absent activations, of the same shape.
         scores: ``scores(replace, rows)``: of rows with the layer's tensor replaced, (R,).

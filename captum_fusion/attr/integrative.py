@@ -21,7 +21,7 @@ class IntegrativeDetails(NamedTuple):
     """What :class:`LayerIntegrativeCAM` found on its way, example by example, for L maps (one for each layer's tensor).
 
     Attributes:
-        layer_maps: The normalised map of each layer, (N, L, *input spatial), in [0, 1].
+        layer_maps: The normalised map of each layer, ``(N, L, *input spatial)``, in [0, 1].
         layer_weights: What each layer weighs in the fusion, (N, L); they sum to 1, or are all 0.
         kept: Whether a layer is part of the fusion, bool, (N, L); False if it is redundant or its map constant.
         clipped: Share of the positions with a positive gradient whose alpha was cut to [0, 1], (N, L).
@@ -238,7 +238,7 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
         return summed, cut
 
     def _class_gradients(self, call: Call, evaluations: list[LayerEvaluation]) -> tuple[Tensor, list[list[Tensor]]]:
-        """Probabilities (N, m) of the target and the most probable other classes, and gradients (m, N, K, *spatial)."""
+        """Probabilities (N, m) of the target and the likeliest other classes, and their gradients (m, N, K, ...)."""
         output = formulas.precise(call.output)
         if output.dim() != 2 or output.shape[1] < 2:
             raise ValueError(f'phi="softmax" needs an output of shape (N, classes), not {tuple(output.shape)}')
