@@ -42,7 +42,7 @@ examples:
 
 
 #: Panels in a row of a figure of several methods.
-_COLUMNS = 7
+_COLUMNS = 5
 
 
 class CommandError(Exception):
