@@ -9,6 +9,7 @@ Examples::
     torch.Size([1, 1, 96, 96])
 """
 
+from captum_fusion._captum import shared_work
 from captum_fusion.attr import (
     RISE,
     FusionDetails,
@@ -66,4 +67,5 @@ __all__ = [
     "LayerUnionCAM",
     "LayerXGradCAM",
     "__version__",
+    "shared_work",
 ]

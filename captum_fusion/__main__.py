@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_fusion import LayerFusionCAM, LayerUnionCAM, __version__, demo, functional, layers, models
+from captum_fusion import (
+    FusionDetails,
+    LayerFusionCAM,
+    LayerUnionCAM,
+    __version__,
+    demo,
+    functional,
+    layers,
+    models,
+    shared_work,
+)
 from captum_fusion.attr.catalog import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from captum_fusion import FusionDetails
 
 _DESCRIPTION = "See why a trained network decided: Fusion-CAM and its components, as Captum attributions."
 
@@ -37,6 +45,7 @@ examples:
   captum-fusion explain scan.png --model mypackage.models:build --weights best.pt --classes classes.txt \\
       --layer backbone.stage4 --method union-cam --save-map
   captum-fusion explain cat.jpg --model resnet18 --method grad-cam,score-cam,fusion-cam
+  captum-fusion explain dog_and_cat.jpg --model resnet50 --target "bull mastiff" "tiger cat"
   captum-fusion methods
 """
 
@@ -143,7 +152,12 @@ def _parser() -> argparse.ArgumentParser:
         "several (default for integrative-cam: the last stage of every resolution)",
     )
     what.add_argument(
-        "--target", default="auto", metavar="CLASS", help="'auto' (the predicted class), an index or a class name"
+        "--target",
+        default=["auto"],
+        nargs="+",
+        metavar="CLASS",
+        help="'auto' (the predicted class), an index or a class name; several are explained side by side, for less "
+        "than the price of as many runs",
     )
     what.add_argument(
         "--score-fn",
@@ -235,14 +249,14 @@ def _explain(options: argparse.Namespace) -> None:
     loaded.model.to(device)
     first = loaded.preprocess(_open_image(Path(options.images[0]))).to(device)
     loaded, output = _check_model(loaded, first, options.model)
-    target = _target(options.target, output.shape[1], loaded.class_names)
+    targets = [_target(each, output.shape[1], loaded.class_names) for each in options.target]
     methods = _build_methods(loaded.model, first, options)
     name = options.method[0] if len(options.method) == 1 else "methods"
     stems = _stems(options.images)
     for file, stem in tqdm(list(zip(options.images, stems, strict=True)), desc="images", disable=None):
         image = loaded.preprocess(_open_image(Path(file))).to(device)
         try:
-            figure, maps, line = _explain_image(methods, image, target, loaded, options)
+            figure, maps, line = _explain_image(methods, image, targets, loaded, options)
         except (ValueError, TypeError, AssertionError) as error:  # a layer without spatial dimensions, say
             raise CommandError(f"{name} on layer {','.join(options.layer)}: {models.first_line(error)}") from error
         path = options.output / f"{stem}_{name}.png"
@@ -296,44 +310,58 @@ def _build_methods(model: nn.Module, image: Tensor, options: argparse.Namespace)
 def _explain_image(
     methods: dict[str, Any],
     image: Tensor,
-    wanted: int | None,
+    wanted: Sequence[int | None],
     loaded: models.LoadedModel,
     options: argparse.Namespace,
 ) -> tuple[Figure, dict[str, np.ndarray[Any, Any]], str]:
-    """The figure of one picture, each method's map, and a line that says what was found."""
+    """The figure of one picture, its maps by file name, and a line that says what was found."""
     from captum_fusion.visualization import visualize_fusion, visualize_grid
 
+    picture = loaded.restore(image).cpu()
     with torch.no_grad():
-        target = int(loaded.model(image).argmax(1)) if wanted is None else wanted
-    before = _scores(loaded.model, image, [target], options.score_fn)[0]
-    label = str(target) if loaded.class_names is None else loaded.class_names[target]
-    title, picture = f"{label}: p = {before:.2f}", loaded.restore(image).cpu()
-    line = f"{label} ({target}), probability {before:.3f}"
+        predicted = int(loaded.model(image).argmax(1))
+    lines: list[str] = []
     maps: dict[str, np.ndarray[Any, Any]] = {}
-    panels: list[tuple[Tensor | None, str]] = [(None, title)]
-    details: FusionDetails | None = None
-    for name, method in tqdm(methods.items(), desc="methods", leave=False, disable=None if len(methods) > 1 else True):
+    rows: list[list[tuple[Tensor | None, str]]] = []
+    fused: list[tuple[Tensor, FusionDetails]] = []
+    with shared_work():
+        for target in dict.fromkeys(predicted if each is None else each for each in wanted):
+            before = _scores(loaded.model, image, [target], options.score_fn)[0]
+            label = str(target) if loaded.class_names is None else loaded.class_names[target]
+            panels: list[tuple[Tensor | None, str]] = [(None, f"{label}: p = {before:.2f}")]
+            kept = 0.0
+            for name, heat, details in _maps(methods, image, target):
+                kept = _scores(loaded.model, image * heat, [target], options.score_fn)[0]
+                maps[name if len(wanted) == 1 else f"{name}_{target}"] = heat[0, 0].float().cpu().numpy()
+                panels.append((heat, f"{name}\nthis part alone: p = {kept:.2f}"))
+                fused += [(heat, details)] if details is not None else []
+            rows += [panels[i : i + _COLUMNS] for i in range(0, len(panels), _COLUMNS)]
+            found = (
+                f"{len(panels) - 1} methods" if len(methods) > 1 else f"with only the highlighted part shown {kept:.3f}"
+            )
+            lines.append(f"{label} ({target}), probability {before:.3f}, {found}")
+    line = "; ".join(lines)
+    if len(methods) > 1 or not fused:
+        return visualize_grid([(picture[0], row) for row in rows]), maps, line
+    columns: list[Any] = list(zip(*(details for _, details in fused), strict=True))
+    details = FusionDetails(*(None if column[0] is None else torch.cat(column) for column in columns))
+    titles, name = [row[0][1] for row in rows], next(iter(methods))
+    pictures, heats = picture.expand(len(fused), -1, -1, -1), torch.cat([heat for heat, _ in fused])
+    if len(rows) == 1:
+        name = rows[0][1][1].replace("\nthis part", "")
+    return visualize_fusion(pictures, heats, details, titles=titles, name=name), maps, line
+
+
+def _maps(methods: dict[str, Any], image: Tensor, target: int) -> Iterator[tuple[str, Tensor, FusionDetails | None]]:
+    """Each method's name, map and details; of several methods those that do not fit are left out, with a line."""
+    bar = tqdm(methods.items(), desc="methods", leave=False, disable=None if len(methods) > 1 else True)
+    for name, method in bar:
         try:
-            heat, details = _map(method, image, target)
+            yield name, *_map(method, image, target)
         except (ValueError, TypeError, AssertionError) as error:
             if len(methods) == 1:
                 raise
             tqdm.write(f"{name} is left out: {models.first_line(error)}")
-            continue
-        kept = _scores(loaded.model, image * heat, [target], options.score_fn)[0]
-        maps[name] = heat[0, 0].float().cpu().numpy()
-        panels.append((heat, f"{name}\nthis part alone: p = {kept:.2f}"))
-    if len(methods) > 1:
-        rows = [panels[i : i + _COLUMNS] for i in range(0, len(panels), _COLUMNS)]
-        return visualize_grid([(picture[0], row) for row in rows]), maps, f"{line}, {len(maps)} methods"
-    line += f", with only the highlighted part shown {kept:.3f}"
-    if details is not None:
-        return (
-            visualize_fusion(picture, heat, details, titles=[title], name=f"{name}, alone p = {kept:.2f}"),
-            maps,
-            line,
-        )
-    return visualize_grid([(picture[0], panels)]), maps, line
 
 
 def _map(method: Any, image: Tensor, target: int) -> tuple[Tensor, FusionDetails | None]:

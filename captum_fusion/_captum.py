@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple, TypeVar
@@ -46,6 +47,7 @@ __all__ = [
     "no_inference_mode",
     "path_steps",
     "progress_bar",
+    "shared_work",
 ]
 
 Layer = nn.Module | list[nn.Module]
@@ -100,6 +102,59 @@ def _detach(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _usable(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+class _Work:
+    """What calls within one :func:`shared_work` have found, by what it depends on."""
+
+    #: The largest outputs of masked rows that are kept, in numbers.
+    LARGEST = 2**25
+
+    def __init__(self) -> None:
+        self.found: dict[Hashable, Any] = {}
+        self._kept: list[Any] = []
+
+    def key(self, value: Any) -> Hashable:
+        """A value by its identity and version, or by itself if it is a number or a string; it is kept alive."""
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, (tuple, list)):
+            return tuple(self.key(each) for each in value)
+        self._kept.append(value)
+        return id(value), value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
+_WORK: ContextVar[_Work | None] = ContextVar("captum_fusion_shared_work", default=None)
+
+
+@contextlib.contextmanager
+def shared_work() -> Iterator[None]:
+    """Within it, calls of ``attribute`` on the same inputs do not run again what another one has run.
+
+    Shared are layer passes, baseline rows, and the masked rows of Score-CAM, SS-CAM and IS-CAM (whose masks do not
+    depend on the target), on their own and inside of fusions, for any target. What counts as the same are the very
+    objects: the network, the inputs, the arguments, the baselines. Tensors that are changed in place are noticed; a
+    network whose weights are changed within the block is not. Networks in train mode share nothing. The outputs of
+    masked rows are kept until the end of the block, up to 128 MiB for each method.
+
+    Examples::
+
+        >>> from captum_fusion import LayerFusionCAM, LayerScoreCAM, demo, shared_work
+        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> image = demo.preprocess(scene.image)
+        >>> with shared_work():
+        ...     fused = LayerFusionCAM(model, model.stage4).attribute(image, scene.labels[0])
+        ...     other = LayerFusionCAM(model, model.stage4).attribute(image, scene.labels[1])
+        ...     region = LayerScoreCAM(model, model.stage4).attribute(image, scene.labels[0])  # no further masked row
+    """
+    if _WORK.get() is not None:
+        yield
+        return
+    token = _WORK.set(_Work())
+    try:
+        yield
+    finally:
+        _WORK.reset(token)
 
 
 class LayerEvaluation(NamedTuple):
@@ -184,7 +239,13 @@ class Call:
         self._rank = 0
         self._masked: dict[int, _Masked] | None = None
         self._baseline_outputs: list[Tensor] = []
-        self._pace: TimedPace | None = None
+        self._pace: list[TimedPace] = []
+        self._work = None if training or any(x.is_inference() for x in given) else _WORK.get()
+        self._identity: Hashable = None
+        if self._work is not None:
+            owner = (forward_func, given, arguments, attribute_to_layer_input)
+            self._identity = self._work.key(owner)
+        self.place: Hashable = None
 
     def _check_options(self) -> None:
         chunk = self.perturbations_per_eval
@@ -211,10 +272,22 @@ class Call:
         for name, value in options.items():
             setattr(other, name, value)
         other._check_options()
-        other._pace = None
+        other._pace = []
         if not options.keys() <= {"perturbations_per_eval"}:
             other._masked, other._baseline_outputs = None, []
         return other
+
+    def at(self, *place: Any) -> Call:
+        """This call, sharing masked rows under the name of a place: the layer, its tensor, and what the masks are."""
+        if self._work is None or None in place:
+            return self
+        other = copy.copy(self)
+        other.place = self._work.key((place, self.reshape))
+        return other
+
+    def _masking_key(self) -> Hashable:
+        assert self._work is not None
+        return self._identity, self._work.key((self.baselines, self.mask_inputs, self._rank))
 
     def attribute_with(self, component: Any, differentiates: bool, **kwargs: Any) -> Any:
         """``component.attribute`` on this call's inputs, of which captum changes no flag: it is given twins of them."""
@@ -272,6 +345,9 @@ class Call:
             TypeError: For a layer that returns anything but tensors, or a forward_func that does not return one.
         """
         layers = [layer] if isinstance(layer, nn.Module) else list(layer)
+        known = self._known_pass(layers, gradients, grad_kwargs)
+        if known is not None:
+            return known
         detach = not (grad_kwargs or {}).get("create_graph", False)
         with _grad_mode(gradients), _check_hooks(layers, self.attribute_to_layer_input):
             saved, output = self._forward_with_layers(layers, gradients)
@@ -290,7 +366,31 @@ class Call:
                 evaluations = [LayerEvaluation(_detach(a), g and _detach(g), _detach(o)) for a, g, o in evaluations]
         self._output = output.detach().clone()  # the network may reuse the memory in its next call
         self._rank = evaluations[0].activations[0].dim()
+        if self._work is not None and not grad_kwargs:
+            for key in self._pass_keys(layers)[: 2 if gradients else 1]:
+                self._work.found[key] = evaluations, self._output, self._rank
         return evaluations
+
+    def _pass_keys(self, layers: list[nn.Module]) -> list[Hashable]:
+        """What a pass without and one with gradients are shared under."""
+        assert self._work is not None
+        plain = ("layers", self._identity, self._work.key((layers, self.reshape)))
+        return [plain, (plain, self._work.key((self.target,)))]
+
+    def _known_pass(
+        self, layers: list[nn.Module], gradients: bool, grad_kwargs: dict[str, Any] | None
+    ) -> list[LayerEvaluation] | None:
+        """What another call has found in its pass."""
+        if self._work is None or grad_kwargs:
+            return None
+        known = self._work.found.get(self._pass_keys(layers)[1 if gradients else 0])
+        if known is None:
+            return None
+        evaluations, self._output, self._rank = known
+        if self._needs_target or self.target is not None:
+            self._select(self.output, self.target)
+        found: list[LayerEvaluation] = evaluations
+        return found
 
     def _forward_with_layers(self, layers: list[nn.Module], gradients: bool) -> tuple[Any, Tensor]:
         try:
@@ -401,6 +501,9 @@ class Call:
 
     def baseline_scores(self, score_fn: ScoreFn) -> Tensor:
         """Scores of the baselines, of shape (N,). One row for each example, run once however often this is asked."""
+        if self._work is not None:
+            shared = self._work.found.setdefault(("baseline", self._masking_key()), self._baseline_outputs)
+            self._baseline_outputs = shared
         if not self._baseline_outputs:
             some = self._masked_inputs()[self.first_masked].difference
 
@@ -428,7 +531,24 @@ class Call:
         """
         if not len(rows):
             return torch.empty(0, device=rows.device)
-        return torch.cat([part.to(rows.device) for _, part in self.iterate_scores(masks, rows, score_fn, compose)])
+        if self._work is None or self.place is None:
+            parts = self.iterate_scores(masks, rows, score_fn, compose)
+            return torch.cat([part.to(rows.device) for _, part in parts])
+        key = ("rows", self._masking_key(), self.place)
+        known_rows, outputs = self._work.found.get(key, (None, []))
+        if known_rows is None or not torch.equal(known_rows, rows):
+            outputs = []
+
+            def scores(output: Tensor, some: Tensor) -> Tensor:
+                if output[0].numel() * len(rows) <= _Work.LARGEST:
+                    outputs.append((some, output.detach().clone()))
+                return self._scores(output, some, score_fn)
+
+            found = [part.to(rows.device) for _, part in self._masked_outputs(masks, rows, scores, compose)]
+            if outputs:
+                self._work.found[key] = rows, outputs
+            return torch.cat(found)
+        return torch.cat([self._scores(output, some, score_fn).to(rows.device) for some, output in outputs])
 
     def iterate_scores(
         self, masks: Masks, rows: Tensor, score_fn: ScoreFn, compose: Compose | None = None
@@ -479,6 +599,7 @@ class Call:
 
         def evaluate(these: slice, some: Tensor, layout: torch.memory_format) -> Any:
             call = copy.copy(self)
+            call._work = None
             call.inputs = tuple(self._perturbed(i, perturb, some, which[these]) for i in range(len(self.inputs)))
             call.arguments = self.arguments and tuple(_take(a, some, self.examples) for a in self.arguments)
             call.target = _take_target(self.target, some, self.examples)
@@ -731,9 +852,9 @@ class Call:
         x = self.inputs[self.first_masked]
         if self.perturbations_per_eval is not None:
             return FixedPace(rows, self.examples, self.perturbations_per_eval, layout_of(x))
-        if self._pace is None:
-            self._pace = TimedPace(x, self._least_rows)
-        return self._pace
+        if not self._pace:
+            self._pace.append(TimedPace(x, self._least_rows))
+        return self._pace[0]
 
 
 def warn_if_training(forward_func: Any, layer: Layer) -> bool:

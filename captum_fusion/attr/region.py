@@ -89,6 +89,10 @@ class LayerScoreCAM(MaskedCAM):
         formulas.score_function(score_fn)
         self.score_fn = score_fn
 
+    @property
+    def _masks_are(self) -> tuple[Any, ...]:
+        return ("score-cam",)
+
     def _map(self, call: Call, activations: Tensor, gradients: Tensor | None) -> Tensor:
         live = formulas.live_channels(activations)
         examples, channels = pairs(live)
@@ -238,6 +242,10 @@ class LayerSSCAM(_RepeatedMasks):
         """Versions of the input for each channel."""
         return self.n_samples
 
+    @property
+    def _masks_are(self) -> tuple[Any, ...]:
+        return "ss-cam", self.n_samples, self.stdev, self.noise, self.official, self.seed
+
     def _changes(self, call: Call) -> _Changes:
         drawn: dict[tuple[int, ...], Tensor] = {}
 
@@ -314,6 +322,10 @@ class LayerISCAM(_RepeatedMasks):
     def copies(self) -> int:
         """Versions of the input for each channel."""
         return self.n_steps
+
+    @property
+    def _masks_are(self) -> tuple[Any, ...]:
+        return "is-cam", self.n_steps, self.cumulative
 
     def _changes(self, call: Call) -> _Changes:
         shares = [(i + 1) / self.n_steps for i in range(self.n_steps)]
