@@ -344,7 +344,8 @@ def _explain_image(
     if len(methods) > 1 or not fused:
         return visualize_grid([(picture[0], row) for row in rows]), maps, line
     columns: list[Any] = list(zip(*(details for _, details in fused), strict=True))
-    details = FusionDetails(*(None if column[0] is None else torch.cat(column) for column in columns))
+    fields: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
+    details = FusionDetails(*fields)
     titles, name = [row[0][1] for row in rows], next(iter(methods))
     pictures, heats = picture.expand(len(fused), -1, -1, -1), torch.cat([heat for heat, _ in fused])
     if len(rows) == 1:

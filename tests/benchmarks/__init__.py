@@ -1,0 +1,1 @@
+"""What the methods cost, as ratios. Run by hand, never by the tests."""
