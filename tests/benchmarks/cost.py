@@ -34,6 +34,7 @@ from tqdm import tqdm
 import captum_fusion
 from captum_fusion import functional
 from captum_fusion.attr.catalog import METHODS
+from captum_fusion.metrics import deletion, insertion
 
 SIZE = 224
 Line = tuple[str, str, str, list[float]]
@@ -91,6 +92,16 @@ def against_plain_forwards(
         for batch in (1, 4):
             x, targets = pictures(batch), list(range(batch))
             works[f"{method}, batch {batch}"] = lambda build=build, x=x, targets=targets: build.attribute(x, targets)
+    for batch in (1, 4):
+        x, targets = pictures(batch), list(range(batch))
+        maps = LayerGradCam(model, layer).attribute(x, targets).detach()
+
+        def curves(x: Tensor = x, targets: list[int] = targets, maps: Tensor = maps) -> None:
+            insertion(model, x, maps, targets)
+            deletion(model, x, maps, targets)
+
+        works[f"insertion + deletion, batch {batch}"] = curves
+    bars = {**bars, "insertion + deletion": 1.10}
     seen = [0]
     handle = model.register_forward_pre_hook(lambda module, inputs: seen.__setitem__(0, seen[0] + len(inputs[0])))
     rows: dict[str, int] = {}
