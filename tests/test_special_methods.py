@@ -9,6 +9,7 @@ import re
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import GuidedGradCam, LayerGradCam, NoiseTunnel
@@ -22,6 +23,7 @@ from captum_fusion import (
     LayerAugmentedGradCAM,
     LayerDecomCAM,
     LayerEigenCAM,
+    LayerFDCAM,
     LayerFusionCAM,
     LayerGroupCAM,
     LayerIntegrativeCAM,
@@ -467,3 +469,105 @@ def test_the_catalogue_says_what_a_method_costs(name: str) -> None:
         assert sum(above) <= whole, "as many groups or components as there are"
     else:
         assert sum(above) == whole
+
+
+# ------------------------------------------------------------------------------------- straight from the papers' codes
+
+
+def test_fd_cam_by_loops() -> None:
+    """On and off switches of each channel's group of similar ones, one model call at a time."""
+    model, x = make(FlatHead).double(), images(2, 3, 8, 8).double()
+    with torch.no_grad():
+        model.conv2.weight[2] = 0
+        model.conv2.bias[2] = -1  # a dead channel, whose group is empty
+    after = nn.Sequential(nn.Flatten(), model.head)
+    for threshold in (0.5, 0.95):
+        found = LayerFDCAM(model, model.relu2, threshold=threshold).attribute(x, [1, 3])
+        for n, target in enumerate((1, 3)):
+            activations = model.relu2(model.conv2(model.relu1(model.conv1(x[n : n + 1])))).detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(after(activations)[0, target], activations)
+            gradient, features = gradient[0].mean((1, 2)).numpy(), activations.detach()[0].flatten(1).numpy()
+            with np.errstate(invalid="ignore"):
+                cosine = features @ features.T / np.outer(*[np.linalg.norm(features, axis=1)] * 2)
+            cosine = np.nan_to_num(cosine)
+            scores = []
+            for k in range(8):
+                group = torch.from_numpy(cosine[k] > np.quantile(cosine[k], threshold))[:, None, None]
+                with torch.no_grad():
+                    on, all_, off = (
+                        after(activations * mask)[0, target] for mask in (group, torch.ones(8, 1, 1), ~group)
+                    )
+                scores.append(float(on + all_ - off))
+            score = (np.array(scores) - min(scores)) / (max(scores) - min(scores))
+            weights = np.exp(score) * (gradient - gradient.min()) / (gradient.max() - gradient.min()) - 0.5
+            expected = np.maximum((weights[:, None] * features).sum(0), 0).reshape(4, 4)
+            assert expected.max() > 0
+            np.testing.assert_allclose(found[n, 0].numpy(), expected, atol=1e-9)
+
+
+def test_decom_cam_by_scikit_learn() -> None:
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    model, x = make(FlatHead).double(), images(2, 3, 8, 8).double()
+    targets, channels, components = [1, 3], 6, 4
+    method = LayerDecomCAM(model, model.relu2, channels=channels, components=components, score_fn="softmax")
+    found = method.attribute(x, targets)
+    blurred = functional.gaussian_blur(x, 81, 10.0)
+    after = nn.Sequential(nn.Flatten(), model.head)
+    for n, target in enumerate(targets):
+        activations = model.relu2(model.conv2(model.relu1(model.conv1(x[n : n + 1])))).detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(after(activations)[0, target], activations)
+        alpha = gradient[0].mean((1, 2))
+        best = alpha.argsort(descending=True)[:channels]
+        table = (alpha[best, None] * activations.detach()[0, best].flatten(1)).T.numpy()
+        projected = decomposition.PCA(components).fit_transform(table)
+        projected = projected * np.sign(projected[np.abs(projected).argmax(0), range(components)])
+        maps = torch.from_numpy(np.maximum(projected, 0).T.reshape(components, 1, 4, 4))
+        raised = nn.functional.interpolate(maps, (8, 8), mode="bicubic", align_corners=False).relu()
+        low, high = raised.amin((1, 2, 3), keepdim=True), raised.amax((1, 2, 3), keepdim=True)
+        masks = (raised - low) / (high - low)
+        with torch.no_grad():
+            rows = torch.maximum(x[n] * masks, blurred[n] * (1 - masks))
+            scores = model(rows).softmax(1)[:, target]
+        scores = torch.where(scores < 1e-3, 0.0, scores)
+        expected = (maps[:, 0] * (scores / scores.max())[:, None, None]).sum(0)
+        torch.testing.assert_close(found[n, 0], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("noise", ["map", "input"])
+def test_ss_cam_by_loops(noise: str) -> None:
+    model, x = make().double(), images(2, 3, 8, 8).double()
+    method = LayerSSCAM(model, model.relu2, n_samples=3, stdev=0.7, noise=noise, seed=5)
+    found = method.attribute(x, [1, 3])
+    shape = (1, 8, 8) if noise == "map" else (3, 8, 8)
+    draws = torch.randn(3, *shape, generator=torch.Generator().manual_seed(5)).double()
+    activations = model.relu2(model.conv2(model.relu1(model.conv1(x)))).detach()
+    for n, target in enumerate((1, 3)):
+        expected = torch.zeros(4, 4).double()
+        for k in range(8):
+            mask = nn.functional.interpolate(activations[n : n + 1, k : k + 1], (8, 8), mode="bilinear")
+            if mask.max() == mask.min():
+                continue
+            mask = (mask - mask.min()) / (mask.max() - mask.min())
+            for draw in draws:
+                shown = x[n] * (mask + 0.7 * draw) if noise == "map" else x[n] * mask + 0.7 * draw
+                with torch.no_grad():
+                    expected += model(shown).softmax(1)[0, target] / 3 * activations[n, k]
+        torch.testing.assert_close(found[n, 0], expected.relu(), rtol=1e-9, atol=1e-9)
+
+
+def test_clusters_are_groups_of_similar_maps() -> None:
+    """Against scikit-learn's k-means from the same centres, and by what a cluster is for."""
+    cluster = pytest.importorskip("sklearn.cluster")
+    patterns = torch.rand(4, 36, generator=torch.Generator().manual_seed(0))
+    which = torch.arange(24) % 4
+    noise = 0.02 * torch.rand(2, 24, 36, generator=torch.Generator().manual_seed(1))
+    maps = (3 * patterns[which] + noise).reshape(2, 24, 6, 6)
+    labels = functional.cluster_channels(maps, 4)
+    for n in range(2):
+        assert len({(int(a), int(b)) for a, b in zip(labels[n], which, strict=True)}) == 4, "a cluster a pattern"
+    activations = images(1, 20, 5, 5, seed=3).relu()
+    normal = functional.normalize(activations.flatten(0, 1).flatten(1)).double().numpy()
+    own = functional.cluster_channels(activations, 5, iterations=100)[0].numpy()
+    centres = np.stack([normal[own == group].mean(0) for group in range(5)])
+    theirs = cluster.KMeans(5, init=centres, n_init=1).fit(normal).labels_
+    assert (own == theirs).all(), "a fixed point of Lloyd's algorithm"
