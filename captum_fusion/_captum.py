@@ -289,11 +289,17 @@ class Call:
         assert self._work is not None
         return self._identity, self._work.key((self.baselines, self.mask_inputs, self._rank))
 
-    def attribute_with(self, component: Any, differentiates: bool, **kwargs: Any) -> Any:
-        """``component.attribute`` on this call's inputs, of which captum changes no flag: it is given twins of them."""
+    def attribute_with(self, component: Any, differentiates: bool, ours: bool = False, **kwargs: Any) -> Any:
+        """``component.attribute`` on this call's inputs.
+
+        Captum's methods change flags of what they are given, so they are given twins; ``ours`` change nothing, and can
+        share work on the very inputs.
+        """
         with _grad_mode(torch.is_grad_enabled()):
-            twins = tuple(x.detach().requires_grad_(differentiates and x.is_floating_point()) for x in self.inputs)
-            return component.attribute(twins if len(twins) > 1 else twins[0], **kwargs)
+            given = self.inputs
+            if not ours:
+                given = tuple(x.detach().requires_grad_(differentiates and x.is_floating_point()) for x in given)
+            return component.attribute(given if len(given) > 1 else given[0], **kwargs)
 
     @property
     def examples(self) -> int:

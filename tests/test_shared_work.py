@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCAM, LayerISCAM, LayerScoreCAM, LayerSSCAM, LayerUnionCAM, shared_work
+from captum_fusion import (
+    GuidedFusionCAM,
+    LayerFusionCAM,
+    LayerISCAM,
+    LayerScoreCAM,
+    LayerSSCAM,
+    LayerUnionCAM,
+    shared_work,
+)
 from tests.classes import CLASSES
 from tests.networks import Counter, TupleLayer, WithBatchNorm, images, make
 from tests.test_contract import same
@@ -79,6 +87,23 @@ def test_methods_share_passes_and_rows(x: Tensor) -> None:
         LayerFusionCAM(counted, model.conv2).attribute(x, [0, 3, 1])
         assert counted.rows == rows + 3 * 3, "only the three maps that it masks with"
     same(together, alone)
+
+
+def test_components_on_other_layers_and_guided_fusions_share_too(x: Tensor) -> None:
+    counted = Counter(model := make())
+    elsewhere = LayerScoreCAM(counted, model.conv1)
+    with shared_work():
+        elsewhere.attribute(x, 1)
+        rows = counted.rows
+        LayerFusionCAM(counted, model.conv2, region_method=elsewhere).attribute(x, 1)
+        assert counted.rows == rows + 3 * (1 + 1 + 3), "a pass at its own layer, the baseline, three maps"
+    seen: list[int] = []
+    model.head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    with shared_work():
+        LayerFusionCAM(model, model.conv2).attribute(x, 1)
+        before = sum(seen)
+        GuidedFusionCAM(model, model.conv2).attribute(x, 1)
+    assert sum(seen) == before + 3 * (3 + 1), "three maps, and guided backpropagation"
 
 
 def test_what_differs_is_not_shared(x: Tensor) -> None:

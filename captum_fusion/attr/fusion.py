@@ -150,6 +150,7 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         result = call.attribute_with(
             component,
             isinstance(inner, GradientAttribution),
+            isinstance(component, CAM),
             **{**{key: value for key, value in given.items() if key in accepted}, **kwargs},
         )
         per_layer = result if isinstance(result, list) else [result] * len(evaluations)
@@ -683,10 +684,11 @@ class GuidedFusionCAM(GradientAttribution):
             torch.Size([2, 3, 8, 8])
         """
         call = Call(self.forward_func, inputs, target, additional_forward_args, attribute_to_layer_input)
-        shared = {"target": call.target, "additional_forward_args": call.arguments}
+        shared: dict[str, Any] = {"target": call.target, "additional_forward_args": call.arguments}
         maps = call.attribute_with(
             self.method,
             isinstance(_inner(self.method), GradientAttribution),
+            isinstance(self.method, CAM),
             **{"attribute_to_layer_input": attribute_to_layer_input, **shared, **(method_kwargs or {})},
         )
         if not isinstance(maps, Tensor):
