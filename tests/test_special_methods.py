@@ -505,11 +505,14 @@ def test_fd_cam_by_loops() -> None:
             np.testing.assert_allclose(found[n, 0].numpy(), expected, atol=1e-9)
 
 
-def test_decom_cam_by_scikit_learn() -> None:
+@pytest.mark.parametrize("weighting", ["scaled", "softmax"])
+def test_decom_cam_by_scikit_learn(weighting: str) -> None:
     decomposition = pytest.importorskip("sklearn.decomposition")
     model, x = make(FlatHead).double(), images(2, 3, 8, 8).double()
     targets, channels, components = [1, 3], 6, 4
-    method = LayerDecomCAM(model, model.relu2, channels=channels, components=components, score_fn="softmax")
+    method = LayerDecomCAM(
+        model, model.relu2, channels=channels, components=components, score_fn="softmax", weighting=weighting
+    )
     found = method.attribute(x, targets)
     blurred = functional.gaussian_blur(x, 81, 10.0)
     after = nn.Sequential(nn.Flatten(), model.head)
@@ -528,9 +531,14 @@ def test_decom_cam_by_scikit_learn() -> None:
         with torch.no_grad():
             rows = torch.maximum(x[n] * masks, blurred[n] * (1 - masks))
             scores = model(rows).softmax(1)[:, target]
-        scores = torch.where(scores < 1e-3, 0.0, scores)
-        expected = (maps[:, 0] * (scores / scores.max())[:, None, None]).sum(0)
+            behind = model(blurred[n : n + 1]).softmax(1)[:, target]
+        if weighting == "scaled":
+            weights = torch.where(scores < 1e-3, 0.0, scores) / scores.max()
+        else:
+            weights = (scores - behind) * (scores - behind).softmax(0)
+        expected = (maps[:, 0] * weights[:, None, None]).sum(0).relu()
         torch.testing.assert_close(found[n, 0], expected, rtol=1e-9, atol=1e-9)
+    assert found.max() > 0
 
 
 @pytest.mark.parametrize("noise", ["map", "input"])

@@ -205,10 +205,16 @@ class LayerDecomCAM(BackgroundCAM):
     input, ``max(x m, blur(x) (1 - m))``, and weighs the score that it leaves (scores below 0.001 count as 0), divided
     by the largest. The map is the weighted sum, in the layer's space, not normalised. A component's sign, which the
     decomposition leaves open, is chosen so that its largest value by magnitude is positive.
-    Cost for each example: one forward and backward row and one masked row for each component.
 
-    More details in the paper: "DecomCAM: Advancing Beyond Saliency Maps through Decomposition and Integration", 2024,
-    https://arxiv.org/abs/2405.18882
+    ``weighting="softmax"``, with ``channels=100``, is the earlier Decom-CAM (Y. Yang et al., 2023) as its published
+    code has it: with ``s`` the score of a component's masked input minus that of the blurred input, it weighs
+    ``s softmax(s)``, and the sum is followed by a ReLU.
+
+    Cost for each example: one forward and backward row and one masked row for each component (and one of the blurred
+    input for ``"softmax"``).
+
+    More details in the paper: Y. Yang et al., "DecomCAM: Advancing Beyond Saliency Maps through Decomposition and
+    Integration", 2024, https://arxiv.org/abs/2405.18882
 
     Examples::
 
@@ -227,6 +233,7 @@ class LayerDecomCAM(BackgroundCAM):
         *,
         channels: int = 500,
         components: int = 10,
+        weighting: str = "scaled",
         center: bool = True,
         background: str = "blur",
         score_fn: str | ScoreFn = "identity",
@@ -240,6 +247,8 @@ class LayerDecomCAM(BackgroundCAM):
                 Default: 500
             components (int, optional): Into how many maps; no more than there are channels or positions.
                 Default: 10
+            weighting (str, optional): ``"scaled"`` scores, or the ``"softmax"`` of differences to the blurred input.
+                Default: ``"scaled"``
             center (bool, optional): Subtract each channel's mean first, as the authors' code does and the singular
                 value decomposition of the paper does not.
                 Default: True
@@ -252,6 +261,7 @@ class LayerDecomCAM(BackgroundCAM):
         """
         MaskedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self.channels, self.components = count("channels", channels), count("components", components)
+        self.weighting = choice("weighting", weighting, ("scaled", "softmax"))
         self.center = center
         self.background = choice("background", background, ("blur", "baseline"))
         formulas.score_function(score_fn)
@@ -285,6 +295,9 @@ class LayerDecomCAM(BackgroundCAM):
         score_fn = formulas.score_function(self.score_fn)
         found = call.masked_scores(masks, rows, score_fn, brighter)
         scores = torch.zeros(live.shape, dtype=found.dtype, device=live.device).index_put((rows, components), found)
+        if self.weighting == "softmax":
+            scores = scores - call.baseline_scores(score_fn).to(scores.device)[:, None]
+            return formulas.weighted_activations(maps, scores * formulas.softmax_weights(scores, live))
         scores = torch.where(scores < 1e-3, 0.0, scores)
         largest = scores.amax(1, keepdim=True)
         return formulas.weighted_activations(maps, torch.where(largest > 0, scores / largest.clamp(min=1e-3), 0.0))

@@ -534,8 +534,9 @@ class LayerReciproCAM(ReplacedCAM):
     r"""Recipro-CAM: a position weighs the score that the layer's activations at this position alone leave.
 
     For every position the activations elsewhere, in all channels, are replaced by the baseline; the map holds the
-    scores, in the layer's space, not normalised. ``gaussian=True`` keeps the neighbours, too, weighted by a 3 x 3
-    kernel (``[1 2 1; 2 4 2; 1 2 1] / 16`` in two dimensions).
+    scores, in the layer's space, not normalised. ``gaussian=True`` keeps the neighbours, too, each weighted by a 3 x 3
+    kernel (``[1 2 1; 2 4 2; 1 2 1] / 16`` in two dimensions), as OpenVINO's code does; the authors' spreads the
+    position's own activations over its neighbours.
     Cost for each example: one forward row, and for each position a row of the network from the layer on.
 
     For a vision transformer (ViT-ReciproCAM), give the norm in front of the last block's attention, a
