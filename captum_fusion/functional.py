@@ -985,7 +985,7 @@ def super_resolve(
                   [False, False,  True,  True]]]])
     """
     maps, grids, size = precise(maps), precise(grids), grids.shape[1:3]
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), maps.device:  # Adam makes a tensor on the default device
         counts = maps.isfinite().flatten(1).T  # (L * h * w, N)
         wanted = torch.where(maps.isfinite(), maps, 0.0).flatten(1).T
         forward: Any = coarsening(grids, maps.shape[2:])
