@@ -642,8 +642,9 @@ class Call:
     ) -> Tensor:
         """Scores of the network with one of the layer's tensors replaced.
 
-        The network below the layer is run once for each chunk: it is given one row, and the layer's hook returns all
-        rows of the chunk. Where the network does not allow that, its input is repeated for every row.
+        The network below the layer is run once for each chunk, which is therefore as large as memory allows: it is
+        given one row, and the layer's hook returns all rows of the chunk. Where the network does not allow that, its
+        input is repeated for every row.
 
         Args:
             layer (Module): The layer.
@@ -678,7 +679,7 @@ class Call:
                 output = self._replaced_output(layer, index, tensor, inputs, some, devices)
                 return self._scores(self._check_output(output, len(some)), some, score_fn).clone()
 
-        pace: TimedPace | FixedPace = TimedPace(original, self._least_rows, first=16, both_layouts=False)
+        pace: TimedPace | FixedPace = TimedPace(original, self._least_rows, first=1024, scale=2, both_layouts=False)
         if self.perturbations_per_eval is not None:
             pace = FixedPace(rows, self.examples, self.perturbations_per_eval, torch.contiguous_format)
         return torch.cat([part.to(rows.device) for part in self._run(rows, pace, evaluate, single_example=True)])
@@ -859,7 +860,7 @@ class Call:
         if self.perturbations_per_eval is not None:
             return FixedPace(rows, self.examples, self.perturbations_per_eval, layout_of(x))
         if not self._pace:
-            self._pace.append(TimedPace(x, self._least_rows))
+            self._pace.append(TimedPace(x, self._least_rows, expected=len(rows)))
         return self._pace[0]
 
 

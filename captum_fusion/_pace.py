@@ -53,9 +53,9 @@ class FixedPace:
 class TimedPace:
     """Finds rows per call and memory layout by timing the rows that have to be run anyway.
 
-    Sizes double as long as that makes a row cheaper; every size is tried twice in each layout that is still in the
-    running, and the better time counts. A layout that the model cannot take is dropped, and running out of memory
-    halves the size for good.
+    Sizes double as long as that makes a row cheaper; every size is tried twice (once where there are few rows) in each
+    layout that is still in the running, and the better time counts. A layout that the model cannot take is dropped, and
+    running out of memory halves the size for good.
 
     Args:
         x (Tensor): A batch of what the rows are made of.
@@ -63,14 +63,23 @@ class TimedPace:
         first (int): The size to begin with. Default: 1
         scale (float): Of the usual memory for rows, how much may be used. Default: 1
         both_layouts (bool): Whether channels_last is tried, too. Default: True
+        expected (int, optional): How many rows there will be first. Default: many
     """
 
     _ENOUGH = 0.97  # a larger chunk has to make a row at least this much cheaper
     _HOPELESS = 1.25  # a layout this much slower than the best is not tried at larger sizes
+    _FEW = 64  # rows below which a second trial of a size costs more than it tells
     _PATIENCE = 2  # sizes in a row without a gain before the search ends
 
     def __init__(
-        self, x: Tensor, least: int = 1, *, first: int = 1, scale: float = 1.0, both_layouts: bool = True
+        self,
+        x: Tensor,
+        least: int = 1,
+        *,
+        first: int = 1,
+        scale: float = 1.0,
+        both_layouts: bool = True,
+        expected: int | None = None,
     ) -> None:
         self._device = x.device
         row_bytes = max(1, x[0].numel() * x.element_size())
@@ -83,7 +92,8 @@ class TimedPace:
         self._size = min(max(first, least), self._limit)
         other = _channels_last(x) if both_layouts and x.shape[1] > 1 else None
         self._layouts = [torch.contiguous_format] + ([other] if other is not None else [])
-        self._trials = self._layouts * 2
+        self._repeats = 1 if expected is not None and expected < self._FEW else 2
+        self._trials = self._layouts * self._repeats
         self._times: dict[torch.memory_format, float] = {}
         self._best = (float("inf"), self._size, self._layouts[0])
         self._misses = 0
@@ -114,7 +124,7 @@ class TimedPace:
         if self._misses < self._PATIENCE and self._size * 2 <= self._limit:
             self._layouts = [each for each in self._layouts if self._times[each] <= self._HOPELESS * fastest]
             self._size *= 2
-            self._trials = self._layouts * 2
+            self._trials = self._layouts * self._repeats
         self._times = {}
 
     def recover(self, error: RuntimeError, rows: int, layout: torch.memory_format) -> bool:

@@ -824,13 +824,14 @@ def gaussian_blur(x: Tensor, kernel_size: int = 51, sigma: float = 50.0) -> Tens
     """
     x = at_least_float32(x)
     for dim in _spatial(x):
-        half = min(kernel_size // 2, x.shape[dim] - 1)
-        offsets = torch.arange(-half, half + 1, device=x.device, dtype=x.dtype)
-        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-        moved = x.movedim(dim, -1)
-        rows = F.pad(moved.reshape(-1, 1, moved.shape[-1]), (half, half), mode="reflect")
-        blurred: Tensor = F.conv1d(rows, (kernel / kernel.sum())[None, None])
-        x = blurred.reshape(moved.shape).movedim(-1, dim)
+        pixels = x.shape[dim]
+        half = min(kernel_size // 2, pixels - 1)
+        offsets = torch.arange(-half, half + 1, device=x.device)
+        kernel = torch.exp(-0.5 * (offsets.to(x.dtype) / sigma) ** 2)
+        sources = (torch.arange(pixels, device=x.device)[:, None] + offsets).abs()
+        sources = torch.where(sources < pixels, sources, 2 * (pixels - 1) - sources)
+        matrix = x.new_zeros(pixels, pixels).scatter_add_(1, sources, (kernel / kernel.sum()).expand(pixels, -1))
+        x = (x.movedim(dim, -1) @ matrix.T).movedim(-1, dim)
     return x
 
 

@@ -83,7 +83,7 @@ def plain_forward(model: nn.Module) -> float:
 
 
 def against_plain_forwards(
-    name: str, model: nn.Module, layer: nn.Module, rounds: int, bars: dict[str, float]
+    name: str, model: nn.Module, layer: nn.Module, rounds: int, bars: dict[str, float], curves_too: bool
 ) -> list[Line]:
     """Time of region and fusion methods over their rows times the plain forward, batches of 1 and 4."""
     works: dict[str, Callable[[], Any]] = {}
@@ -92,7 +92,7 @@ def against_plain_forwards(
         for batch in (1, 4):
             x, targets = pictures(batch), list(range(batch))
             works[f"{method}, batch {batch}"] = lambda build=build, x=x, targets=targets: build.attribute(x, targets)
-    for batch in (1, 4):
+    for batch in (1, 4) if curves_too else ():
         x, targets = pictures(batch), list(range(batch))
         maps = LayerGradCam(model, layer).attribute(x, targets).detach()
 
@@ -237,6 +237,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", type=Path, help="a folder with builders.py and real weights")
     parser.add_argument("--only", nargs="+", help="squeezenet, resnet, googlenet, captum, memory")
+    parser.add_argument("--methods", nargs="+", help="of those against plain forwards: score-cam, ..., curves")
     parser.add_argument("--output", type=Path, help="also write the table, as Markdown")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -244,6 +245,8 @@ def main() -> None:
     wanted = options.only or ["squeezenet", "resnet", "googlenet", "captum", "memory"]
     lines: list[Line] = []
     bars = {"score-cam": 1.10, "fusion-cam": 1.10, "union-cam": 1.10, "group-cam": 1.15}
+    chosen = options.methods or [*bars, "curves"]
+    bars = {key: bar for key, bar in bars.items() if key in chosen}
     if "memory" in wanted:
         for channels, batch in ((512, 4), (2048, 4), (512, 16)):
             found = [memory(channels, batch) for _ in range(options.rounds)]
@@ -255,10 +258,14 @@ def main() -> None:
         lines += against_captum(options.rounds)
     if "squeezenet" in wanted:
         model = seeded("squeezenet1_0") if real is None else real.squeezenet1_0()
-        lines += against_plain_forwards("SqueezeNet 1.0 features", model, model.features, options.rounds, bars)
+        lines += against_plain_forwards(
+            "SqueezeNet 1.0 features", model, model.features, options.rounds, bars, "curves" in chosen
+        )
     if "resnet" in wanted:
         model = seeded("resnet18")
-        lines += against_plain_forwards("ResNet-18 layer4", model, model.layer4, options.rounds, bars)
+        lines += against_plain_forwards(
+            "ResNet-18 layer4", model, model.layer4, options.rounds, bars, "curves" in chosen
+        )
     if "googlenet" in wanted:
         model = seeded("googlenet", init_weights=False) if real is None else real.googlenet_bvlc()
         print(table(lines), flush=True)
