@@ -610,7 +610,7 @@ class Call:
             call.arguments = self.arguments and tuple(_take(a, some, self.examples) for a in self.arguments)
             call.target = _take_target(self.target, some, self.examples)
             if targets is not None:
-                call.target = targets[which[these], some]
+                call.target = targets.to(device)[which[these], some]
             return some, which[these], call.layer_pass(layer, device_ids, gradients, grad_kwargs)
 
         x = self.inputs[self.first_masked]

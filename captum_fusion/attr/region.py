@@ -259,7 +259,7 @@ class LayerSSCAM(_RepeatedMasks):
                 low, high = signal.flatten(1).aminmax(dim=1)
                 spread = (high - low).reshape(-1, *[1] * (signal.dim() - 1))
                 deviation = torch.where(spread > 0, self.stdev / torch.where(spread > 0, spread, 1.0), 0.0) ** 2
-            return signal + deviation * drawn[shape][copies]
+            return signal + deviation * drawn[shape][copies.to(signal.device)]
 
         def masks(maps: Tensor, copies: Tensor, size: Sequence[int]) -> Tensor:
             raised = formulas.upsample(maps, size)
@@ -970,9 +970,16 @@ class RISE(PerturbationAttribution):
         rows = torch.arange(number, device=device).repeat(self.n_masks)
         which = torch.arange(self.n_masks, device="cpu").repeat_interleave(number)
 
+        newest: dict[tuple[int, int, tuple[int, ...]], Tensor] = {}  # of one chunk, which is masked and then weighed
+
         def masks(some: slice, size: Sequence[int]) -> Tensor:
-            picked, each = torch.unique_consecutive(which[some], return_inverse=True)
-            return formulas.rise_masks(grids[picked].to(device), shifts[picked], size)[each.to(device)]
+            key = some.start, some.stop, tuple(size)
+            if key not in newest:
+                for old in [old for old in newest if old[:2] != key[:2]]:
+                    del newest[old]
+                picked, each = torch.unique_consecutive(which[some], return_inverse=True)
+                newest[key] = formulas.rise_masks(grids[picked].to(device), shifts[picked], size)[each.to(device)]
+            return newest[key]
 
         for some, scores in call.iterate_scores(masks, rows, formulas.score_function(self.score_fn)):
             for i, size in sizes.items():
