@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--layer",
         metavar="NAME[,NAME...]",
-        type=lambda text: text.split(","),
+        type=lambda text: [name.strip() for name in text.split(",")],
         help="dotted name of the layer (default: the last convolutional stage); integrative-cam and layer-cam fuse "
         "several (default for integrative-cam: the last stage of every resolution)",
     )
@@ -181,9 +181,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _methods(text: str) -> list[str]:
     """The methods that ``--method`` names."""
-    if text == "all":
+    names = [name.strip() for name in text.split(",")]
+    if "all" in names:
         return list(METHODS)
-    names = text.split(",")
     for name in names:
         if name not in METHODS:
             near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.5)
@@ -298,6 +298,9 @@ def _build_methods(model: nn.Module, image: Tensor, options: argparse.Namespace)
                 print(f"layers of integrative-cam: {','.join(name for name, _ in found)}")
         else:
             chosen = stages = [layers.find_layer(model, name) for name in options.layer]
+            single = [name for name in options.method if not METHODS[name].fuses_layers]
+            if len(chosen) > 1 and single:
+                print(f"layer of {', '.join(single)}: {options.layer[-1]}")
     except ValueError as error:
         raise CommandError(f"layer: {error}") from error
     built, given = {}, {} if options.score_fn is None else {"score_fn": options.score_fn}
@@ -341,6 +344,8 @@ def _explain_image(
             )
             lines.append(f"{label} ({target}), probability {before:.3f}, {found}")
     line = "; ".join(lines)
+    if not maps:
+        raise ValueError("none of the methods fits")
     if len(methods) > 1 or not fused:
         return visualize_grid([(picture[0], row) for row in rows]), maps, line
     columns: list[Any] = list(zip(*(details for _, details in fused), strict=True))
@@ -359,7 +364,7 @@ def _maps(methods: dict[str, Any], image: Tensor, target: int) -> Iterator[tuple
     for name, method in bar:
         try:
             yield name, *_map(method, image, target)
-        except (ValueError, TypeError, AssertionError) as error:
+        except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             if len(methods) == 1:
                 raise
             tqdm.write(f"{name} is left out: {models.first_line(error)}")

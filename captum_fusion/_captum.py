@@ -220,6 +220,8 @@ class Call:
         if not given or not all(isinstance(x, Tensor) and x.dim() > 0 for x in given):
             kinds = ", ".join(type(x).__name__ for x in given) or "nothing"
             raise TypeError(f"inputs must be a tensor or a tuple of tensors with a batch dimension, not {kinds}")
+        if not given[0].shape[0]:
+            raise ValueError("inputs: the batch is empty")
         self.forward_func = forward_func
         with _grad_mode(torch.is_grad_enabled()):
             self.inputs: tuple[Tensor, ...] = tuple(_usable(x) for x in given)

@@ -295,7 +295,7 @@ def fuse_layer_cams(maps: Sequence[Tensor], size: Sequence[int], gamma: float = 
         largest = raised.amax(tuple(range(1, raised.dim())), keepdim=True)
         shares.append(torch.where(largest > 0, raised / torch.where(largest > 0, largest, 1.0), 0.0))
     scaled = [torch.tanh(gamma * share) for share in shares[:-1]] + shares[-1:]
-    return normalize(torch.stack(scaled).amax(0))
+    return normalize(torch.stack([each.to(scaled[-1].device) for each in scaled]).amax(0))
 
 
 def xgrad_cam_weights(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -550,7 +550,8 @@ def distinct_maps(maps: Tensor, weights: Tensor, threshold: float | None) -> Ten
     kept = maps.flatten(2).amax(2) > 0
     if threshold is None:
         return kept
-    differences = (maps.flatten(2)[:, :, None] - maps.flatten(2)[:, None]).abs().mean(3)
+    flat = maps.flatten(2)
+    differences = torch.stack([(flat - flat[:, layer : layer + 1]).abs().mean(2) for layer in range(flat.shape[1])], 2)
     for example, order in enumerate(weights.argsort(dim=1, descending=True, stable=True).tolist()):
         chosen: list[int] = []
         for layer in order:
@@ -776,9 +777,12 @@ def similar_channels(activations: Tensor, quantile: float) -> Tensor:
     flat = precise(activations).flatten(2)
     norms = flat.norm(dim=2, keepdim=True)
     flat = torch.where(norms > 0, flat / torch.where(norms > 0, norms, 1.0), 0.0)
-    similarity = flat @ flat.transpose(1, 2)
-    threshold = percentile(similarity, 100 * quantile)
-    return similarity > threshold + FLOOR * threshold.abs()
+    groups = torch.empty(*flat.shape[:2], flat.shape[1], dtype=torch.bool, device=flat.device)
+    for into, maps in zip(groups, flat, strict=True):  # one at a time: K * K numbers are many
+        similarity = maps @ maps.T
+        threshold = percentile(similarity, 100 * quantile)
+        torch.gt(similarity, threshold + FLOOR * threshold.abs(), out=into)
+    return groups
 
 
 def group_maps(activations: Tensor, labels: Tensor, weights: Tensor, groups: int) -> Tensor:

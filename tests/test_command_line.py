@@ -140,6 +140,16 @@ def test_a_method_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixt
         assert hint in capsys.readouterr().err
 
 
+def test_layers_and_methods_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (PICTURE, "--model", "bundled", "--target", "0")
+    methods = ("--method", "layer-cam, grad-cam", "--layer", "stage2, stage4")
+    assert explain(tmp_path, *arguments, *methods) == 0
+    assert "layer of grad-cam: stage4" in capsys.readouterr().out
+    assert explain(tmp_path / "none", *arguments, "--method", "hires-cam,xgrad-cam", "--layer", "classifier") == 2
+    assert "none of the methods fits" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_list_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -226,6 +226,22 @@ def test_baselines_that_would_not_be_seen() -> None:
     for cls in BLUR:
         with pytest.raises(ValueError, match=r"baselines are shown only with background=\"baseline\""):
             cls(model, model.relu2).attribute(x, 1, baselines=0.5)
+        for nothing in (None, 0.0, (0,)):
+            same(cls(model, model.relu2).attribute(x, 1, baselines=nothing), cls(model, model.relu2).attribute(x, 1))
+        # A fusion's baseline is not that of a component with a blur, on its layer as elsewhere.
+        maps = []
+        for layer in (model.relu2, model.relu1):
+            fusion = LayerFusionCAM(model, model.relu2, region_method=cls(model, layer))
+            for baseline in (0, 0.3):
+                maps.append(fusion.attribute(x, 1, baselines=baseline, return_details=True)[1].region_map)
+            with pytest.raises(ValueError, match="baselines are shown only with"):
+                fusion.attribute(x, 1, region_kwargs={"baselines": 0.5})
+        same(maps[0], maps[1])
+        same(maps[2], maps[3])
+        shown = LayerFusionCAM(model, model.relu2, region_method=cls(model, model.relu2, background="baseline"))
+        same(
+            shown.attribute(x, 1, baselines=0.3), shown.attribute(x, 1, region_kwargs={"baselines": 0.3}, baselines=0.3)
+        )
 
 
 @pytest.mark.parametrize("cls", [LayerAblationCAM, LayerReciproCAM, LayerFDCAM, LayerShapCAM])
@@ -271,6 +287,13 @@ def test_softmax_over_a_single_column() -> None:
     assert hooks_on(model) == 0
     assert LayerFusionCAM(model, model.relu2, score_fn="sigmoid").attribute(x, 0).amax() == 1
     assert LayerScoreCAM(model, model.relu2).attribute(x, 0).isfinite().all(), "softmax weights use the raw output"
+
+
+def test_an_empty_batch(cls: Any) -> None:
+    model = make()
+    with pytest.raises(ValueError, match="inputs: the batch is empty"):
+        cls(model, model.relu2).attribute(images(2, 3, 8, 8)[:0], 1)
+    assert hooks_on(model) == 0
 
 
 def test_a_layer_that_the_forward_pass_does_not_use(cls: Any) -> None:

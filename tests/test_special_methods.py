@@ -37,7 +37,7 @@ from captum_fusion import (
 )
 from captum_fusion.attr.catalog import METHODS
 from tests.classes import CLASSES, SoftmaxDecomCAM
-from tests.networks import Counter, FlatHead, Net, Score, TwoInputs, hooks_on, images, make
+from tests.networks import Counter, FlatHead, Net, Score, TupleLayer, TwoInputs, hooks_on, images, make
 from tests.test_contract import one_by_one, same
 
 # ---------------------------------------------------------------------------------------------------------- LinearCAM
@@ -117,6 +117,37 @@ def test_cam_needs_to_know_the_classifier() -> None:
     for target in (None, "cat", [0]):
         with pytest.raises(AssertionError):
             LayerLinearCAM(model, model.relu2).attribute(x, target)
+
+
+def test_cam_under_autocast_and_example_by_example() -> None:
+    class Half(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.relu2(self.conv2(self.relu1(self.conv1(x))))
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.head(self.pool(features).flatten(1))
+
+    model, plain, x = make(Half), make(), images(2, 3, 8, 8)
+    found = LayerLinearCAM(model, model.relu2).attribute(x, 1)
+    same(found, LayerLinearCAM(plain, plain.relu2).attribute(x, 1))
+
+    class Clamped(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.relu2(self.conv2(self.relu1(self.conv1(x))))
+            return self.head(self.pool(features.clamp(max=2)).flatten(1))
+
+    model, x = make(Clamped), images(2, 3, 8, 8) * torch.tensor([1e-2, 1e3]).reshape(2, 1, 1, 1)
+    assert LayerLinearCAM(model, model.relu2).attribute(x[:1], 1).isfinite().all()
+    for given in (x, x[1:]):
+        with pytest.raises(ValueError, match="CAM needs"):
+            LayerLinearCAM(model, model.relu2).attribute(given, 1)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model = make()
+    assert LayerSSCAM(model, model.relu2, n_samples=np.int64(3), stdev=np.float32(0.5)).n_samples == 3
+    for wrong in (3.0, True, "3"):
+        with pytest.raises(ValueError, match="n_samples"):
+            LayerSSCAM(model, model.relu2, n_samples=wrong)
 
 
 # ---------------------------------------------------------------------------------------------------------------- RISE
@@ -214,6 +245,14 @@ def test_guided_fusion_of_several_inputs_and_errors() -> None:
     same(kwargs, found)
     with pytest.raises(TypeError, match="method must be a layer attribution"):
         GuidedFusionCAM(model, model.relu2, method=RISE(model))
+    with pytest.raises(ValueError, match="layer must be the layer of the given method"):
+        GuidedFusionCAM(model, model.relu1, method=LayerGradCam(model, model.relu2))
+    with pytest.raises(ValueError, match="method must attribute one tensor, not a tuple"):
+        GuidedFusionCAM(model, model.relu2).attribute(x, 1, method_kwargs={"return_details": True})
+    with pytest.raises(ValueError, match="inputs must be floating point"):
+        GuidedFusionCAM(model, model.relu2).attribute((*x[:2], torch.ones(2, 5, dtype=torch.long)), 1)
+    single = make(outputs=1)
+    assert GuidedFusionCAM(single, single.relu2, score_fn="sigmoid").attribute(x[0], 0).isfinite().all()
     with pytest.raises(TypeError, match="model must be"):
         GuidedFusionCAM(lambda x: x, model.relu2)
     plain = make()
@@ -248,6 +287,16 @@ def test_methods_of_several_layers_as_components() -> None:
     both = LayerFusionCAM(model, layers, None, integrative).attribute(x, [1, 2], return_details=True)
     for _, found in both:
         same(found.gradient_map, expected)
+
+
+def test_methods_of_several_layers_on_a_layer_of_several_tensors() -> None:
+    model, x = make(TupleLayer), images(2, 3, 8, 8)
+    for layer in (model.branches, [model.branches]):
+        for kind in (LayerIntegrativeCAM, LayerLayerCAM):
+            fusion = LayerFusionCAM(model, layer, None, kind(model, layer))
+            found = fusion.attribute(x, 1)
+            found = found[0] if isinstance(found, list) else found
+            assert [tensor.shape for tensor in found] == [(2, 1, 8, 8)] * 2
 
 
 def test_integrative_cam_costs_one_pass() -> None:
@@ -376,6 +425,16 @@ def test_ss_cam_of_the_authors_scales_its_noise() -> None:
             expected[n] += weight * activations[n, k]
     method = LayerSSCAM(model, model.relu2, n_samples=4, stdev=0.5, official=True, seed=7)
     same(method.attribute(x, [1, 3]), expected)
+
+
+@pytest.mark.parametrize("noise", ["map", "input"])
+def test_ss_cam_of_the_authors_in_half_precision(noise: str) -> None:
+    """The published standard deviation grows without bound for maps of small range."""
+    model, x = make().half(), images(2, 3, 8, 8).half()
+    with torch.no_grad():
+        model.conv2.weight *= 0.01
+    found = LayerSSCAM(model, model.relu2, n_samples=3, official=True, noise=noise).attribute(x, [1, 3])
+    assert found.isfinite().all()
 
 
 def test_augmented_grad_cam_without_augmentation_is_grad_cam() -> None:

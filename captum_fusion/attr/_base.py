@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
 from captum.attr import GradientAttribution, LayerAttribution, PerturbationAttribution
@@ -87,7 +88,8 @@ _LAYER_RETURNS = """\
 *Tensor* or *tuple[Tensor, ...]* of **attributions**:
 - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape ``(N, 1, *spatial of the layer)``, not normalised,
     in the dtype of the layer's output, detached (unless ``grad_kwargs`` asks to create a graph). A tuple if the
-    layer returns several tensors; a list of such results for a list of layers."""
+    layer returns several tensors; a list of such results for a list of layers. Where the class says that its map is
+    in the input's space, it is ``(N, 1, *input spatial)``, in [0, 1], in the dtype of the input."""
 
 _GRAD_KWARGS = """\
 grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
@@ -162,14 +164,14 @@ def percentage(name: str, value: Any) -> float:
 
 def count(name: str, value: Any, least: int = 1) -> int:
     """``value`` if it is an int of at least ``least``, else a ValueError that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be an int of at least {least}, not {value!r}")
-    return value
+    return int(value)
 
 
 def positive(name: str, value: Any, or_zero: bool = False) -> float:
     """``value`` if it is a finite number above 0, else a ValueError that names the argument."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
     if not good or value < 0 or (value == 0 and not or_zero):
         raise ValueError(f"{name} must be a number {'of at least' if or_zero else 'above'} 0, not {value!r}")
     return float(value)

@@ -65,8 +65,8 @@ class LayerLinearCAM(ActivationCAM):
     r"""CAM, the original: channels weighted by the classifier's weights, for networks made for it.
 
     The map is ``sum_k W[c, k] A^k``, signed (the paper has no ReLU), in the layer's space, not normalised. It exists
-    only where the output is one linear layer on the layer's global average, ``W GAP(A) + b``, as in ResNet, DenseNet
-    (at ``norm5`` after its ReLU), MobileNet and Inception, or one 1 x 1 convolution whose maps are averaged. This is
+    only where the output is one linear layer on the layer's global average, ``W GAP(A) + b``, as in ResNet,
+    MobileNetV2, EfficientNet, GoogLeNet and Inception, or one 1 x 1 convolution whose maps are averaged. This is
     checked on the very inputs; other networks are refused. The mean of the map is the score less its bias.
     Cost: one forward row for each example.
 
@@ -111,14 +111,16 @@ class LayerLinearCAM(ActivationCAM):
         output = call.output.reshape(len(call.output), -1)
         if call.output.dim() > 2:
             raise ValueError(f"layer: CAM needs an output of shape (N, classes), not {tuple(call.output.shape)}")
-        weight = self._weight(activations, formulas.precise(output))
+        full = {activations.dtype, output.dtype} <= {torch.float32, torch.float64}
+        weight = self._weight(activations, formulas.precise(output), 1e-3 if full else 3e-2)
         number = torch.arange(len(weight), device=output.device).expand(output.shape)
         chosen = call.select(number.reshape(call.output.shape))
+        weight = weight.to(activations.device)
         return (weight[chosen.to(weight.device)].unsqueeze(1) @ formulas.precise(activations).flatten(2)).reshape(
             len(activations), 1, *activations.shape[2:]
         )
 
-    def _weight(self, activations: Tensor, output: Tensor) -> Tensor:
+    def _weight(self, activations: Tensor, output: Tensor, tolerance: float) -> Tensor:
         """The matrix (classes, K) of a classifier that makes just this output of the activations' means."""
         means = formulas.precise(activations).flatten(2).mean(2)
         root = self.forward_func
@@ -130,8 +132,8 @@ class LayerLinearCAM(ActivationCAM):
             weight = formulas.precise(module.weight.detach()).reshape(shape)
             found = means.to(weight.device) @ weight.T
             found = found if module.bias is None else found + formulas.precise(module.bias.detach())
-            tolerance = 1e-3 if activations.dtype in (torch.float32, torch.float64) else 3e-2
-            if (found - output.to(found)).abs().max() <= tolerance * output.abs().max().clamp(min=1e-6):
+            differs = (found - output.to(found)).abs().amax(1)
+            if (differs <= tolerance * output.abs().amax(1).clamp(min=1e-6).to(found)).all():
                 return weight
             near.append(type(module).__name__)
         why = (
@@ -204,7 +206,8 @@ class LayerDecomCAM(BackgroundCAM):
     principal component analysis of the positions. The positive part of each of the first ``components`` masks the
     input, ``max(x m, blur(x) (1 - m))``, and weighs the score that it leaves (scores below 0.001 count as 0), divided
     by the largest. The map is the weighted sum, in the layer's space, not normalised. A component's sign, which the
-    decomposition leaves open, is chosen so that its largest value by magnitude is positive.
+    decomposition leaves open, is chosen so that its largest value by magnitude is positive. Scores are raw by default:
+    where no component leaves a positive one, the map is all zero.
 
     ``weighting="softmax"``, with ``channels=100``, is the earlier Decom-CAM (Y. Yang et al., 2023) as its published
     code has it: with ``s`` the score of a component's masked input minus that of the blurred input, it weighs
@@ -263,7 +266,7 @@ class LayerDecomCAM(BackgroundCAM):
         self.channels, self.components = count("channels", channels), count("components", components)
         self.weighting = choice("weighting", weighting, ("scaled", "softmax"))
         self.center = center
-        self.background = choice("background", background, ("blur", "baseline"))
+        self._set_background(background)
         formulas.score_function(score_fn)
         self.score_fn = score_fn
 

@@ -81,8 +81,12 @@ class Method:
         kept = {key: value for key, value in options.items() if key in known}
         if "layer" not in known:
             return self.cls(model, **kept)
-        several = issubclass(self.cls, _FUSE_LAYERS) and len(layers) > 1
-        return self.cls(model, list(layers) if several else layers[-1], **kept)
+        return self.cls(model, list(layers) if self.fuses_layers and len(layers) > 1 else layers[-1], **kept)
+
+    @property
+    def fuses_layers(self) -> bool:
+        """Whether it makes one map of several layers."""
+        return issubclass(self.cls, _FUSE_LAYERS)
 
 
 _ALL = (

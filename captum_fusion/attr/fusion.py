@@ -124,8 +124,8 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
             raw = self._public_maps(name, component, kwargs, call, evaluations)
         elif isinstance(component, CAM):
             raw = component._maps(call.with_options(**kwargs) if kwargs else call, evaluations)
-            if len(raw) != len(evaluations):  # it fuses the layers of a list into one map
-                raw = [raw[0] * len(each.activations) for each in evaluations]
+            if [len(each) for each in raw] != [len(each.activations) for each in evaluations]:
+                raw = [raw[0][:1] * len(each.activations) for each in evaluations]  # it fuses layers into one map
         else:
             raw = [tuple(map(formulas.grad_cam, a, g or ())) for a, g, _ in evaluations]
         return [[self._input_space(name, tensor, call) for tensor in tensors] for tensors in raw]
@@ -620,6 +620,8 @@ class GuidedFusionCAM(GradientAttribution):
         layer: nn.Module,
         device_ids: list[int] | None = None,
         method: LayerAttribution | None = None,
+        *,
+        score_fn: str | ScoreFn = "softmax",
     ) -> None:
         """Name the network, the layer and the map.
 
@@ -628,15 +630,20 @@ class GuidedFusionCAM(GradientAttribution):
             layer (Module): Where to explain, usually the last convolutional stage.
             device_ids (list of int, optional): The order of devices.
                 Default: None
-            method (LayerAttribution, optional): The map, any layer attribution.
+            method (LayerAttribution, optional): The map, any attribution to that layer.
                 Default: None (:class:`LayerFusionCAM` on ``layer``)
+            {score_fn}
+                It is the default map's.
+                Default: ``"softmax"``
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         GradientAttribution.__init__(self, model)
-        self.method = LayerFusionCAM(model, layer, device_ids) if method is None else method
+        self.method = LayerFusionCAM(model, layer, device_ids, score_fn=score_fn) if method is None else method
         if not isinstance(self.method, LayerAttribution):
             raise TypeError(f"method must be a layer attribution, not {method!r:.80}")
+        if self.method.layer is not layer:
+            raise ValueError("layer must be the layer of the given method")
         self.guided_backprop = GuidedBackprop(model)
 
     @classmethod
@@ -674,7 +681,7 @@ class GuidedFusionCAM(GradientAttribution):
 
         Raises:
             AssertionError: If the target does not select one output for each example.
-            ValueError: If the layer returns several tensors.
+            ValueError: If the layer returns several tensors, or an input is not floating point.
 
         Examples::
 
@@ -684,6 +691,10 @@ class GuidedFusionCAM(GradientAttribution):
             torch.Size([2, 3, 8, 8])
         """
         call = Call(self.forward_func, inputs, target, additional_forward_args, attribute_to_layer_input)
+        if not all(x.is_floating_point() for x in call.inputs):
+            raise ValueError(
+                "inputs must be floating point to be differentiated; hand others on as additional_forward_args"
+            )
         shared: dict[str, Any] = {"target": call.target, "additional_forward_args": call.arguments}
         maps = call.attribute_with(
             self.method,
@@ -692,7 +703,10 @@ class GuidedFusionCAM(GradientAttribution):
             **{"attribute_to_layer_input": attribute_to_layer_input, **shared, **(method_kwargs or {})},
         )
         if not isinstance(maps, Tensor):
-            raise ValueError(f"layer must return one tensor, not {type(maps).__name__}; name a part of it")
+            raise ValueError(
+                f"method must attribute one tensor, not a {type(maps).__name__}: to one layer that returns one tensor, "
+                "without further results"
+            )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Setting backward hooks")  # they are removed again
             guided = call.attribute_with(self.guided_backprop, True, **shared)

@@ -462,7 +462,7 @@ class LayerAugmentedGradCAM(SampledCAM):
     ``argmin_h sum_l |D T_l h - g_l|^2 + 0.002 L TV(h) + 0.0001 L |h|^2``
     (:func:`captum_fusion.functional.super_resolve`; the authors' ``D`` picks pixels where this one averages);
     ``"mean"`` and ``"max"`` upsample the Grad-CAMs, move them back and combine them pixel by pixel. The map is in the
-    input's space, in [0, 1]. Images only (two spatial dimensions).
+    input's space, in [0, 1], and never part of a graph. Images only (two spatial dimensions).
     Cost for each example: 1 forward row and ``n_samples`` forward and backward rows; the super-resolution takes
     seconds an image on a CPU.
 

@@ -186,16 +186,17 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
     def _fuse(self, call: Call, evaluations: list[LayerEvaluation]) -> tuple[Tensor, IntegrativeDetails]:
         score = call.clean_scores(formulas.score_function("identity"))
         others = self._class_gradients(call, evaluations) if self.phi == "softmax" else None
+        device = call.inputs[call.first_masked].device
         maps, gradient_scores, activation_scores, clipped = [], [], [], []
         for number, (module, each) in enumerate(zip(self._layers, evaluations, strict=True)):
             for index, (activations, gradients) in enumerate(zip(each.activations, each.gradients or (), strict=True)):
                 classes = None if others is None else (others[0], others[1][number][index])
                 raw, cut = self._layer_map(module, activations, gradients, score, classes)
                 raised = formulas.upsample(raw.relu(), call.spatial_size)
-                maps.append(formulas.normalize(raised.to(formulas.at_least_float32(activations))))
-                gradient_scores.append(formulas.at_least_float32(gradients).abs().flatten(1).mean(1))
-                activation_scores.append(formulas.at_least_float32(activations).abs().flatten(1).mean(1))
-                clipped.append(cut)
+                maps.append(formulas.normalize(raised.to(formulas.at_least_float32(activations))).to(device))
+                gradient_scores.append(formulas.at_least_float32(gradients).abs().flatten(1).mean(1).to(device))
+                activation_scores.append(formulas.at_least_float32(activations).abs().flatten(1).mean(1).to(device))
+                clipped.append(cut.to(device))
         stacked = torch.cat(maps, 1)
         weights = formulas.layer_weights(
             torch.stack(gradient_scores, 1), torch.stack(activation_scores, 1), self.layer_weighting, self.balance

@@ -26,6 +26,7 @@ from captum_fusion._captum import (
     warn_if_training,
 )
 from captum_fusion.attr._base import (
+    MASKING_OPTIONS,
     MaskedCAM,
     ReplacedCAM,
     Replacing,
@@ -155,6 +156,7 @@ class _RepeatedMasks(MaskedCAM):
 
         score_fn = formulas.score_function(self.score_fn)
         scores = call.masked_scores(masks, rows, score_fn, None if change.rows is None else compose)
+        scores = torch.where(scores.isfinite(), scores, 0.0)
         weights = _table(live, examples, channels, scores.reshape(-1, copies).mean(1))
         return formulas.weighted_activations(activations, weights)
 
@@ -174,13 +176,18 @@ class _Changes(NamedTuple):
     rows: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
+#: The largest standard deviation of SS-CAM's noise, which half precision can still hold.
+_LOUDEST = 1e3
+
+
 class LayerSSCAM(_RepeatedMasks):
     r"""SS-CAM: a channel weighs the score of the input that it shows, averaged over noise.
 
     With ``H^k = N(Up(A^k))`` and standard normal noise ``e_i`` of the input's size, the weights are the means over
     ``i`` of ``p(x * (H^k + stdev e_i))`` for ``noise="map"`` and ``p(x * H^k + stdev e_i)`` for ``noise="input"``. The
     map is ``ReLU(sum_k w_k A^k)``, in the layer's space, not normalised. All channels and examples get the same noise.
-    ``official=True`` reproduces the authors' code, where the noise has the standard deviation ``(stdev / r)**2``: for
+    ``official=True`` reproduces the authors' code, where the noise has the standard deviation ``(stdev / r)**2``, here
+    at most 1000, and a channel whose noisy input gives no finite score weighs 0: for
     ``"map"``, ``r`` is the range of ``Up(A^k)``, which is not normalised then; for ``"input"`` that of ``x * H^k``.
     Cost for each example: one forward row and ``n_samples`` masked rows for each live channel.
 
@@ -258,7 +265,8 @@ class LayerSSCAM(_RepeatedMasks):
             if self.official:
                 low, high = signal.flatten(1).aminmax(dim=1)
                 spread = (high - low).reshape(-1, *[1] * (signal.dim() - 1))
-                deviation = torch.where(spread > 0, self.stdev / torch.where(spread > 0, spread, 1.0), 0.0) ** 2
+                deviation = torch.where(spread > 0, self.stdev / torch.where(spread > 0, spread, 1.0), 0.0)
+                deviation = deviation.clamp(max=_LOUDEST**0.5) ** 2
             return signal + deviation * drawn[shape][copies.to(signal.device)]
 
         def masks(maps: Tensor, copies: Tensor, size: Sequence[int]) -> Tensor:
@@ -345,8 +353,15 @@ class BackgroundCAM(MaskedCAM):
     background: str
     _blur = (51, 50.0)  # kernel size and standard deviation in pixels
 
+    def _set_background(self, background: str) -> None:
+        self.background = choice("background", background, ("blur", "baseline"))
+        if background == "blur":
+            self.call_options = MASKING_OPTIONS - {"baselines"}
+
     def _check_baselines(self, baselines: Baselines) -> None:
-        if self.background == "blur" and not (isinstance(baselines, (int, float)) and baselines == 0):
+        given = baselines if isinstance(baselines, tuple) else (baselines,)
+        plain = all(each is None or (not isinstance(each, Tensor) and each == 0) for each in given)
+        if self.background == "blur" and not plain:
             raise ValueError('baselines are shown only with background="baseline"; here the input is blurred instead')
 
     def _maps(self, call: Call, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
@@ -418,7 +433,7 @@ class LayerGroupCAM(BackgroundCAM):
         self.groups = count("groups", groups)
         self.grouping = choice("grouping", grouping, tuple(_GROUPINGS))
         self.theta = None if theta is None else percentage("theta", theta)
-        self.background = choice("background", background, ("blur", "baseline"))
+        self._set_background(background)
         formulas.score_function(score_fn)
         self.score_fn = score_fn
 
@@ -443,7 +458,8 @@ class LayerGroupCAM(BackgroundCAM):
         def masks(rows: slice, size: Sequence[int]) -> Tensor:
             raised = formulas.upsample(maps[examples[rows], groups[rows]].unsqueeze(1), size)
             low, high = raised.flatten(1).aminmax(dim=1)
-            lowest[rows], range_[rows] = low, torch.where(high > low, high - low, 1.0)
+            if tuple(size) == call.spatial_size:  # of several inputs, the first masked one's
+                lowest[rows], range_[rows] = low, torch.where(high > low, high - low, 1.0)
             return formulas.normalize(raised)
 
         score_fn = formulas.score_function(self.score_fn)
@@ -517,8 +533,9 @@ class LayerAblationCAM(ReplacedCAM):
         activations, absent = part.activations, part.absent
         number = min(self.groups or activations.shape[1], activations.shape[1])
         labels = _GROUPINGS["chunks" if self.groups is None else self.grouping](activations, number)
-        present = (activations != absent).flatten(2).any(2)
-        matters = formulas.members(labels, number, present).any(2)
+        matters = (activations != absent).flatten(2).any(2)
+        if self.groups is not None:
+            matters = formulas.members(labels, number, matters).any(2)
         examples, groups = matters.nonzero(as_tuple=True)
 
         def without(rows: slice) -> Tensor:
