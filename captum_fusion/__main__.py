@@ -321,14 +321,13 @@ def _explain_image(
     from captum_fusion.visualization import visualize_fusion, visualize_grid
 
     picture = loaded.restore(image).cpu()
-    with torch.no_grad():
-        predicted = int(loaded.model(image).argmax(1))
+    targets = dict.fromkeys(_predicted(loaded.model, image) if each is None else each for each in wanted)
     lines: list[str] = []
     maps: dict[str, np.ndarray[Any, Any]] = {}
     rows: list[list[tuple[Tensor | None, str]]] = []
     fused: list[tuple[Tensor, FusionDetails]] = []
     with shared_work():
-        for target in dict.fromkeys(predicted if each is None else each for each in wanted):
+        for target in targets:
             before = _scores(loaded.model, image, [target], options.score_fn)[0]
             label = str(target) if loaded.class_names is None else loaded.class_names[target]
             panels: list[tuple[Tensor | None, str]] = [(None, f"{label}: p = {before:.2f}")]
@@ -385,6 +384,11 @@ def _map(method: Any, image: Tensor, target: int) -> tuple[Tensor, FusionDetails
 
 
 # ------------------------------------------------------------------------------------------------------------- details
+
+
+def _predicted(model: nn.Module, image: Tensor) -> int:
+    with torch.no_grad():
+        return int(model(image).argmax(1))
 
 
 def _scores(model: nn.Module, inputs: Tensor, target: list[int], score_fn: str | None = None) -> list[float]:

@@ -33,7 +33,7 @@ from captum.log import log_usage
 from torch import Tensor, nn
 
 from captum_fusion._pace import FixedPace, TimedPace, layout_of
-from captum_fusion.functional import ScoreFn
+from captum_fusion.functional import ScoreFn, gaussian_blur
 
 __all__ = [
     "Baselines",
@@ -279,6 +279,16 @@ class Call:
             other._masked, other._baseline_outputs = None, []
         return other
 
+    def blurred(self, kernel_size: int, sigma: float) -> Call:
+        """This call with the masked inputs under a Gaussian as its baselines."""
+        which = self._masked_inputs()
+        return self.with_options(
+            baselines=tuple(
+                gaussian_blur(x.detach(), kernel_size, sigma).to(x.dtype) if i in which else 0
+                for i, x in enumerate(self.inputs)
+            )
+        )
+
     def at(self, *place: Any) -> Call:
         """This call, sharing masked rows under the name of a place: the layer, its tensor, and what the masks are."""
         if self._work is None or None in place:
@@ -310,7 +320,16 @@ class Call:
 
     # -------------------------------------------------------------------------------------------------- layer pass
 
-    def clean_pass(self) -> None:
+    @classmethod
+    def without_layer(cls, forward_func: Callable[..., Any], *arguments: Any, **options: Any) -> Call:
+        """A call whose clean pass has been run, for what needs no layer; arguments as of the class."""
+        training = isinstance(forward_func, nn.Module) and warn_if_training(forward_func, [])
+        with no_inference_mode():
+            call = cls(forward_func, *arguments, training=training, **options)
+            call._clean_pass()
+        return call
+
+    def _clean_pass(self) -> None:
         """A forward pass without a layer, which checks the target; what is masked, the inputs' own rank decides."""
         ranks = [x.dim() for x in self.inputs if x.dim() > 2 and x.is_floating_point()]
         if self.mask_inputs:
@@ -609,16 +628,14 @@ class Call:
             call = copy.copy(self)
             call._work = None
             call.inputs = tuple(self._perturbed(i, perturb, some, which[these]) for i in range(len(self.inputs)))
-            call.arguments = self.arguments and tuple(_take(a, some, self.examples) for a in self.arguments)
+            call.arguments = self._arguments_of(some)
             call.target = _take_target(self.target, some, self.examples)
             if targets is not None:
                 call.target = targets.to(device)[which[these], some]
             return some, which[these], call.layer_pass(layer, device_ids, gradients, grad_kwargs)
 
         x = self.inputs[self.first_masked]
-        pace: TimedPace | FixedPace = TimedPace(x, self._least_rows, scale=0.25, both_layouts=False)
-        if self.perturbations_per_eval is not None:
-            pace = FixedPace(rows, self.examples, self.perturbations_per_eval, layout_of(x))
+        pace = self._fixed_pace(rows, layout_of(x)) or TimedPace(x, self._least_rows, scale=0.25, both_layouts=False)
         return self._run(rows, pace, evaluate)
 
     def _perturbed(self, index: int, perturb: Perturb, rows: Tensor, copies: Tensor) -> Tensor:
@@ -670,20 +687,23 @@ class Call:
         def evaluate(these: slice, some: Tensor, layout: torch.memory_format) -> Tensor:
             with _grad_mode(False):
                 tensor = self._as_output(replace(these), original, some)
+
+                def replaced(fed: Tensor) -> Tensor:
+                    output = self._replaced_output(layer, index, tensor, fed, devices)
+                    return self._check_output(output, len(some))
+
                 if grow[0]:
                     try:
-                        return self._scores(self._grown_output(layer, index, tensor, some), some, score_fn).clone()
+                        return self._scores(replaced(some[:1]), some, score_fn).clone()
                     except torch.OutOfMemoryError:
                         raise
                     except Exception:  # whatever a network may raise whose batch grows on its way
                         grow[0] = False
-                inputs = tuple(_take(x.detach(), some, self.examples) for x in self.inputs)
-                output = self._replaced_output(layer, index, tensor, inputs, some, devices)
-                return self._scores(self._check_output(output, len(some)), some, score_fn).clone()
+                return self._scores(replaced(some), some, score_fn).clone()
 
-        pace: TimedPace | FixedPace = TimedPace(original, self._least_rows, first=1024, scale=2, both_layouts=False)
-        if self.perturbations_per_eval is not None:
-            pace = FixedPace(rows, self.examples, self.perturbations_per_eval, torch.contiguous_format)
+        pace = self._fixed_pace(rows, torch.contiguous_format) or TimedPace(
+            original, self._least_rows, first=1024, scale=2, both_layouts=False
+        )
         return torch.cat([part.to(rows.device) for part in self._run(rows, pace, evaluate, single_example=True)])
 
     def _as_output(self, maps: Tensor, original: Tensor, rows: Tensor) -> Tensor:
@@ -699,27 +719,21 @@ class Call:
         whole: Tensor = inverse(maps, _take(original, rows)).to(original.dtype)
         return whole
 
-    def _grown_output(self, layer: nn.Module, index: int, tensor: Tensor, rows: Tensor) -> Tensor:
-        first = rows[:1]
-        inputs = tuple(_take(x.detach(), first, self.examples) for x in self.inputs)
-        output = self._replaced_output(layer, index, tensor, inputs, first, [])
-        return self._check_output(output, len(rows))
-
     def _replaced_output(
         self,
         layer: nn.Module,
         index: int,
         tensor: Tensor,
-        inputs: tuple[Tensor, ...],
-        rows: Tensor,
+        fed: Tensor,
         devices: Sequence[int],
     ) -> Any:
-        arguments = self.arguments and tuple(_take(a, rows, self.examples) for a in self.arguments)
+        """The network's output for the inputs of the examples ``fed``, with the layer's tensor replaced."""
+        inputs = tuple(_take(x.detach(), fed, self.examples) for x in self.inputs)
         parts = {tensor.device: tensor}
         if len(devices) > 1:
             parts = {part.device: part for part in nn.parallel.scatter_gather.scatter(tensor, list(devices))}
         with _replacing(layer, index, self.attribute_to_layer_input, parts):
-            return _run_forward(self.forward_func, inputs, None, arguments)
+            return _run_forward(self.forward_func, inputs, None, self._arguments_of(fed))
 
     # ------------------------------------------------------------------------------------------------- masked rows
 
@@ -794,8 +808,7 @@ class Call:
         def evaluate(these: slice, some: Tensor, layout: torch.memory_format) -> tuple[slice, Tensor]:
             with _grad_mode(False):
                 inputs = self._masked_rows(masks, these, some, layout, compose)
-                arguments = self.arguments and tuple(_take(a, some, self.examples) for a in self.arguments)
-                output = _run_forward(self.forward_func, inputs, None, arguments)
+                output = _run_forward(self.forward_func, inputs, None, self._arguments_of(some))
                 return these, reduce(self._check_output(output, len(some)), some).clone()
 
         return self._run(rows, self._pace_for(rows), evaluate)
@@ -859,11 +872,19 @@ class Call:
 
     def _pace_for(self, rows: Tensor) -> TimedPace | FixedPace:
         x = self.inputs[self.first_masked]
-        if self.perturbations_per_eval is not None:
-            return FixedPace(rows, self.examples, self.perturbations_per_eval, layout_of(x))
-        if not self._pace:
+        fixed = self._fixed_pace(rows, layout_of(x))
+        if fixed is None and not self._pace:
             self._pace.append(TimedPace(x, self._least_rows, expected=len(rows)))
-        return self._pace[0]
+        return fixed or self._pace[0]
+
+    def _fixed_pace(self, rows: Tensor, layout: torch.memory_format) -> FixedPace | None:
+        """The pace that the user asked for, if any."""
+        limit = self.perturbations_per_eval
+        return None if limit is None else FixedPace(rows, self.examples, limit, layout)
+
+    def _arguments_of(self, rows: Tensor) -> tuple[Any, ...] | None:
+        """The additional arguments of some rows' examples."""
+        return self.arguments and tuple(_take(a, rows, self.examples) for a in self.arguments)
 
 
 def warn_if_training(forward_func: Any, layer: Layer) -> bool:

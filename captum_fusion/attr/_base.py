@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
@@ -122,8 +122,7 @@ score_fn (str or callable, optional): What is called a score: ``"softmax"``, ``"
 
 
 def documented(function: F) -> F:
-    """Fill the paragraphs that all methods share into a docstring, at the indentation of their placeholders."""
-    text = inspect.cleandoc(function.__doc__ or "")
+    """Fill the paragraphs that all methods share into a docstring."""
     parts = {
         "constructor_args": _CONSTRUCTOR_ARGS,
         "shared_args": _SHARED_ARGS,
@@ -136,8 +135,13 @@ def documented(function: F) -> F:
         "score_fn": _SCORE_FN,
         "raises": _RAISES,
     }
+    return fill_docstring(function, parts)
+
+
+def fill_docstring(function: F, parts: Mapping[str, str]) -> F:
+    """Put paragraphs in the place of lines that hold their name in braces, at the indentation of these."""
     lines = []
-    for line in text.splitlines():
+    for line in inspect.cleandoc(function.__doc__ or "").splitlines():
         name = line.strip().strip("{}")
         if line.strip() == "{" + name + "}" and name in parts:
             indent = line[: len(line) - len(line.lstrip())]
@@ -160,6 +164,12 @@ def percentage(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
         raise ValueError(f"{name} must be a percentile from 0 to 100, not {value!r}")
     return float(value)
+
+
+def scoring(score_fn: str | ScoreFn) -> str | ScoreFn:
+    """``score_fn`` if :func:`captum_fusion.functional.score_function` takes it, else its error."""
+    formulas.score_function(score_fn)
+    return score_fn
 
 
 def count(name: str, value: Any, least: int = 1) -> int:

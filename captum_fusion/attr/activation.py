@@ -10,18 +10,13 @@ from torch import Tensor, nn
 
 from captum_fusion import functional as formulas
 from captum_fusion._captum import Call, Layer, LayerEvaluation, Reshape, Target, log_usage
-from captum_fusion.attr._base import CAM, MaskedCAM, choice, count, documented
-from captum_fusion.attr.region import BackgroundCAM, pairs
+from captum_fusion.attr._base import CAM, MaskedCAM, choice, count, documented, scoring
+from captum_fusion.attr.region import BackgroundCAM, pairs, table
 from captum_fusion.functional import ScoreFn
 
 
 class ActivationCAM(CAM):
     """Base of the methods that need one forward pass and no gradients: a subclass writes :meth:`_map`."""
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """False: nothing is multiplied by the input."""
-        return False
 
     @log_usage()
     @documented
@@ -267,8 +262,7 @@ class LayerDecomCAM(BackgroundCAM):
         self.weighting = choice("weighting", weighting, ("scaled", "softmax"))
         self.center = center
         self._set_background(background)
-        formulas.score_function(score_fn)
-        self.score_fn = score_fn
+        self.score_fn = scoring(score_fn)
 
     _blur = (81, 10.0)
 
@@ -297,7 +291,7 @@ class LayerDecomCAM(BackgroundCAM):
 
         score_fn = formulas.score_function(self.score_fn)
         found = call.masked_scores(masks, rows, score_fn, brighter)
-        scores = torch.zeros(live.shape, dtype=found.dtype, device=live.device).index_put((rows, components), found)
+        scores = table(live, rows, components, found)
         if self.weighting == "softmax":
             scores = scores - call.baseline_scores(score_fn).to(scores.device)[:, None]
             return formulas.weighted_activations(maps, scores * formulas.softmax_weights(scores, live))

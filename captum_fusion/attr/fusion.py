@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from captum_fusion import functional as formulas
 from captum_fusion._captum import Baselines, Call, Layer, LayerEvaluation, Reshape, Target, format_result, log_usage
-from captum_fusion.attr._base import CAM, MASKING_OPTIONS, choice, documented, percentage
+from captum_fusion.attr._base import CAM, MASKING_OPTIONS, choice, documented, percentage, scoring
 from captum_fusion.attr.region import LayerScoreCAM
 from captum_fusion.functional import ScoreFn
 
@@ -79,8 +79,7 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
     def _set_options(self, theta: float, weighting: str, score_fn: str | ScoreFn) -> None:
         self.theta = percentage("theta", theta)
         self.weighting = choice("weighting", weighting, _WEIGHTINGS)
-        formulas.score_function(score_fn)
-        self.score_fn = score_fn
+        self.score_fn = scoring(score_fn)
 
     @property
     def multiplies_by_inputs(self) -> bool:

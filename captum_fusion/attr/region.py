@@ -23,7 +23,6 @@ from captum_fusion._captum import (
     log_usage,
     no_inference_mode,
     progress_bar,
-    warn_if_training,
 )
 from captum_fusion.attr._base import (
     MASKING_OPTIONS,
@@ -35,6 +34,7 @@ from captum_fusion.attr._base import (
     documented,
     percentage,
     positive,
+    scoring,
 )
 from captum_fusion.functional import ScoreFn
 
@@ -87,8 +87,7 @@ class LayerScoreCAM(MaskedCAM):
         """
         MaskedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self.weighting = choice("weighting", weighting, ("softmax", "increase"))
-        formulas.score_function(score_fn)
-        self.score_fn = score_fn
+        self.score_fn = scoring(score_fn)
 
     @property
     def _masks_are(self) -> tuple[Any, ...]:
@@ -99,10 +98,10 @@ class LayerScoreCAM(MaskedCAM):
         examples, channels = pairs(live)
 
         def masks(rows: slice, size: Sequence[int]) -> Tensor:
-            return _channel_masks(activations, examples[rows], channels[rows], size)
+            return formulas.normalize(formulas.upsample(activations[examples[rows], channels[rows]].unsqueeze(1), size))
 
         score_fn = formulas.score_function("identity" if self.weighting == "softmax" else self.score_fn)
-        scores = _table(live, examples, channels, call.masked_scores(masks, examples, score_fn))
+        scores = table(live, examples, channels, call.masked_scores(masks, examples, score_fn))
         if self.weighting == "softmax":
             weights = formulas.softmax_weights(scores, live)
         else:
@@ -110,12 +109,7 @@ class LayerScoreCAM(MaskedCAM):
         return formulas.weighted_activations(activations, weights)
 
 
-def _channel_masks(activations: Tensor, examples: Tensor, channels: Tensor, size: Sequence[int]) -> Tensor:
-    """``N(Up(A^k))`` of some (example, channel) pairs."""
-    return formulas.normalize(formulas.upsample(activations[examples, channels].unsqueeze(1), size))
-
-
-def _table(live: Tensor, examples: Tensor, channels: Tensor, values: Tensor) -> Tensor:
+def table(live: Tensor, examples: Tensor, channels: Tensor, values: Tensor) -> Tensor:
     """Values of (example, channel) pairs as (N, K), 0 for all others."""
     return values.new_zeros(live.shape).index_put((examples, channels), values)
 
@@ -145,7 +139,7 @@ class _RepeatedMasks(MaskedCAM):
         rows = examples.repeat_interleave(copies)
         which = torch.arange(copies, device=rows.device).repeat(len(examples))
         picked = channels.repeat_interleave(copies)
-        change = self._changes(call)
+        change = self._changes()
 
         def masks(some: slice, size: Sequence[int]) -> Tensor:
             return change.masks(activations[rows[some], picked[some]].unsqueeze(1), which[some], size)
@@ -157,10 +151,10 @@ class _RepeatedMasks(MaskedCAM):
         score_fn = formulas.score_function(self.score_fn)
         scores = call.masked_scores(masks, rows, score_fn, None if change.rows is None else compose)
         scores = torch.where(scores.isfinite(), scores, 0.0)
-        weights = _table(live, examples, channels, scores.reshape(-1, copies).mean(1))
+        weights = table(live, examples, channels, scores.reshape(-1, copies).mean(1))
         return formulas.weighted_activations(activations, weights)
 
-    def _changes(self, call: Call) -> _Changes:
+    def _changes(self) -> _Changes:
         raise NotImplementedError
 
 
@@ -241,8 +235,7 @@ class LayerSSCAM(_RepeatedMasks):
         self.n_samples, self.stdev = count("n_samples", n_samples), positive("stdev", stdev, or_zero=True)
         self.noise, self.official = choice("noise", noise, ("map", "input")), official
         self.seed = count("seed", seed, 0)
-        formulas.score_function(score_fn)
-        self.score_fn = score_fn
+        self.score_fn = scoring(score_fn)
 
     @property
     def copies(self) -> int:
@@ -253,7 +246,7 @@ class LayerSSCAM(_RepeatedMasks):
     def _masks_are(self) -> tuple[Any, ...]:
         return "ss-cam", self.n_samples, self.stdev, self.noise, self.official, self.seed
 
-    def _changes(self, call: Call) -> _Changes:
+    def _changes(self) -> _Changes:
         drawn: dict[tuple[int, ...], Tensor] = {}
 
         def noisy(signal: Tensor, copies: Tensor) -> Tensor:
@@ -323,8 +316,7 @@ class LayerISCAM(_RepeatedMasks):
         """
         MaskedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self.n_steps, self.cumulative = count("n_steps", n_steps), cumulative
-        formulas.score_function(score_fn)
-        self.score_fn = score_fn
+        self.score_fn = scoring(score_fn)
 
     @property
     def copies(self) -> int:
@@ -335,7 +327,7 @@ class LayerISCAM(_RepeatedMasks):
     def _masks_are(self) -> tuple[Any, ...]:
         return "is-cam", self.n_steps, self.cumulative
 
-    def _changes(self, call: Call) -> _Changes:
+    def _changes(self) -> _Changes:
         shares = [(i + 1) / self.n_steps for i in range(self.n_steps)]
         if self.cumulative:
             shares = [sum(shares[: i + 1]) for i in range(self.n_steps)]
@@ -366,11 +358,7 @@ class BackgroundCAM(MaskedCAM):
 
     def _maps(self, call: Call, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
         if self.background == "blur":
-            behind = tuple(
-                formulas.gaussian_blur(x.detach(), *self._blur).to(x.dtype) if i in call.masked_indices else 0
-                for i, x in enumerate(call.inputs)
-            )
-            call = call.with_options(baselines=behind)
+            call = call.blurred(*self._blur)
         return MaskedCAM._maps(self, call, evaluations)
 
 
@@ -434,8 +422,7 @@ class LayerGroupCAM(BackgroundCAM):
         self.grouping = choice("grouping", grouping, tuple(_GROUPINGS))
         self.theta = None if theta is None else percentage("theta", theta)
         self._set_background(background)
-        formulas.score_function(score_fn)
-        self.score_fn = score_fn
+        self.score_fn = scoring(score_fn)
 
     @property
     def uses_gradients(self) -> bool:
@@ -463,12 +450,12 @@ class LayerGroupCAM(BackgroundCAM):
             return formulas.normalize(raised)
 
         score_fn = formulas.score_function(self.score_fn)
-        scores = _table(live, examples, groups, call.masked_scores(masks, examples, score_fn))
+        scores = table(live, examples, groups, call.masked_scores(masks, examples, score_fn))
         weights = formulas.increase_weights(scores, call.baseline_scores(score_fn).to(scores.device), live)
         if self.theta is not None:
             shape = (*live.shape, *[1] * (maps.dim() - 2))
-            maps = maps - _table(live, examples, groups, lowest).reshape(shape)
-            weights = weights / torch.where(live, _table(live, examples, groups, range_), 1.0)
+            maps = maps - table(live, examples, groups, lowest).reshape(shape)
+            weights = weights / torch.where(live, table(live, examples, groups, range_), 1.0)
         return formulas.weighted_activations(maps, weights)
 
 
@@ -526,8 +513,7 @@ class LayerAblationCAM(ReplacedCAM):
         ReplacedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self.groups = None if groups is None else count("groups", groups)
         self.grouping = choice("grouping", grouping, tuple(_GROUPINGS))
-        formulas.score_function(score_fn)
-        self.score_fn = score_fn
+        self.score_fn = scoring(score_fn)
 
     def _map(self, part: Replacing) -> Tensor:
         activations, absent = part.activations, part.absent
@@ -544,7 +530,7 @@ class LayerAblationCAM(ReplacedCAM):
             return torch.where(taken.reshape(shape), absent[examples[rows]], activations[examples[rows]])
 
         drops = part.score[examples] - part.scores(without, examples)
-        return formulas.weighted_activations(activations, _table(matters, examples, groups, drops).gather(1, labels))
+        return formulas.weighted_activations(activations, table(matters, examples, groups, drops).gather(1, labels))
 
 
 class LayerReciproCAM(ReplacedCAM):
@@ -598,8 +584,7 @@ class LayerReciproCAM(ReplacedCAM):
         """
         ReplacedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self.gaussian = gaussian
-        formulas.score_function(score_fn)
-        self.score_fn = score_fn
+        self.score_fn = scoring(score_fn)
 
     def _map(self, part: Replacing) -> Tensor:
         activations, absent = part.activations, part.absent
@@ -664,8 +649,7 @@ class LayerFDCAM(ReplacedCAM):
         self.threshold = positive("threshold", threshold, or_zero=True)
         if self.threshold > 1:
             raise ValueError(f"threshold must be a quantile from 0 to 1, not {threshold!r}")
-        formulas.score_function(score_fn)
-        self.score_fn = score_fn
+        self.score_fn = scoring(score_fn)
 
     @property
     def uses_gradients(self) -> bool:
@@ -693,7 +677,7 @@ class LayerFDCAM(ReplacedCAM):
             return torch.where(on.reshape(shape), activations[rows[some]], absent[rows[some]])
 
         scores = part.scores(switched, rows)
-        alone, others = (_table(found, rows[kind == i], picked[kind == i], scores[kind == i]) for i in (0, 1))
+        alone, others = (table(found, rows[kind == i], picked[kind == i], scores[kind == i]) for i in (0, 1))
         nothing = scores.new_zeros(len(found)).index_put((rows[kind == 2],), scores[kind == 2])
         total = torch.where(found, alone + part.score[:, None] - others, nothing[:, None])
         gradients = formulas.at_least_float32(part.gradients).flatten(2).mean(2)
@@ -747,8 +731,7 @@ class LayerShapCAM(ReplacedCAM):
         """
         ReplacedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self.n_samples, self.seed = count("n_samples", n_samples), count("seed", seed, 0)
-        formulas.score_function(score_fn)
-        self.score_fn = score_fn
+        self.score_fn = scoring(score_fn)
 
     @log_usage()
     @documented
@@ -896,8 +879,7 @@ class RISE(PerturbationAttribution):
         self.probability, self.seed = positive("probability", probability), count("seed", seed, 0)
         if self.probability > 1:
             raise ValueError(f"probability must be at most 1, not {probability!r}")
-        formulas.score_function(score_fn)
-        self.score_fn = score_fn
+        self.score_fn = scoring(score_fn)
 
     @classmethod
     def get_name(cls) -> str:
@@ -955,9 +937,8 @@ class RISE(PerturbationAttribution):
             >>> RISE(net, n_masks=50, grid_size=3).attribute(torch.rand(2, 3, 8, 8), target=[3, 7]).shape
             torch.Size([2, 3, 8, 8])
         """
-        training = isinstance(self.forward_func, torch.nn.Module) and warn_if_training(self.forward_func, [])
         with progress_bar(show_progress, self.get_name()) as bar, no_inference_mode():
-            call = Call(
+            call = Call.without_layer(
                 self.forward_func,
                 inputs,
                 target,
@@ -965,10 +946,8 @@ class RISE(PerturbationAttribution):
                 baselines=baselines,
                 mask_inputs=mask_inputs,
                 perturbations_per_eval=perturbations_per_eval,
-                training=training,
                 bar=bar,
             )
-            call.clean_pass()
             maps = self._maps(call)
         found = tuple(
             maps[i].to(x.dtype).expand_as(x).contiguous() if i in maps else torch.zeros_like(x)

@@ -1,15 +1,13 @@
-"""What the metrics share: the call of the network, and attributions as maps of its input."""
+"""What the metrics share: the words of their arguments, and attributions as maps of the input."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_fusion import functional as formulas
-from captum_fusion._captum import Baselines, Call, Target, no_inference_mode, warn_if_training
+from captum_fusion._captum import Call
+from captum_fusion.attr._base import F, fill_docstring
 
 Tensors = Tensor | tuple[Tensor, ...]
 
@@ -25,43 +23,9 @@ additional_forward_args (Any, optional): Further arguments of ``forward_func``, 
     Default: None"""
 
 
-def documented(function: Any) -> Any:
+def documented(function: F) -> F:
     """Fill the arguments that all metrics share into a docstring."""
-    lines = []
-    for line in (function.__doc__ or "").splitlines():
-        if line.strip() == "{args}":
-            indent = line[: len(line) - len(line.lstrip())]
-            lines += [indent + part for part in _ARGS.splitlines()]
-        else:
-            lines.append(line)
-    function.__doc__ = "\n".join(lines)
-    return function
-
-
-def start(
-    forward_func: Callable[..., Any],
-    inputs: Tensors,
-    target: Target,
-    additional_forward_args: Any,
-    baselines: Baselines,
-    mask_inputs: Sequence[int] | None,
-    perturbations_per_eval: int | None,
-) -> Call:
-    """A call of the network whose clean pass has been run."""
-    training = isinstance(forward_func, nn.Module) and warn_if_training(forward_func, [])
-    with no_inference_mode():
-        call = Call(
-            forward_func,
-            inputs,
-            target,
-            additional_forward_args,
-            baselines=baselines,
-            mask_inputs=mask_inputs,
-            perturbations_per_eval=perturbations_per_eval,
-            training=training,
-        )
-        call.clean_pass()
-    return call
+    return fill_docstring(function, {"args": _ARGS})
 
 
 def input_maps(attributions: Tensor, call: Call) -> Tensor:

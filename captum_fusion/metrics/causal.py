@@ -11,8 +11,9 @@ from torch import Tensor
 
 from captum_fusion import functional as formulas
 from captum_fusion._captum import Baselines, Call, Target, no_inference_mode
+from captum_fusion.attr._base import choice
 from captum_fusion.functional import ScoreFn
-from captum_fusion.metrics._common import Tensors, documented, input_maps, start
+from captum_fusion.metrics._common import Tensors, documented, input_maps
 
 
 class Preset(NamedTuple):
@@ -104,7 +105,15 @@ def deletion(
         (tensor([[2., 0., 0.]], dtype=torch.float64), tensor([0.5000], dtype=torch.float64))
     """
     chosen = _preset(preset, steps)
-    call = start(forward_func, inputs, target, additional_forward_args, baselines, mask_inputs, perturbations_per_eval)
+    call = Call.without_layer(
+        forward_func,
+        inputs,
+        target,
+        additional_forward_args,
+        baselines=baselines,
+        mask_inputs=mask_inputs,
+        perturbations_per_eval=perturbations_per_eval,
+    )
     with no_inference_mode():
         return _curve(call, attributions, chosen, score_fn, shown_first=True)
 
@@ -161,27 +170,28 @@ def insertion(
     if isinstance(baselines, str) and baselines != "blur":
         raise ValueError(f'baselines must be "blur", a number or a tensor, not {baselines!r}')
     start_at: Any = 0 if isinstance(baselines, str) else baselines
-    call = start(forward_func, inputs, target, additional_forward_args, start_at, mask_inputs, perturbations_per_eval)
+    call = Call.without_layer(
+        forward_func,
+        inputs,
+        target,
+        additional_forward_args,
+        baselines=start_at,
+        mask_inputs=mask_inputs,
+        perturbations_per_eval=perturbations_per_eval,
+    )
     with no_inference_mode():
         if isinstance(baselines, str):
-            behind = tuple(
-                formulas.gaussian_blur(x.detach(), chosen.kernel_size, chosen.sigma).to(x.dtype)
-                if i in call.masked_indices
-                else 0
-                for i, x in enumerate(call.inputs)
-            )
-            call = call.with_options(baselines=behind)
+            call = call.blurred(chosen.kernel_size, chosen.sigma)
         return _curve(call, attributions, chosen, score_fn, shown_first=False)
 
 
 def _preset(name: str, steps: int | None) -> Preset:
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}, not {name!r}")
+    preset = PRESETS[choice("preset", name, tuple(PRESETS))]
     if steps is None:
-        return PRESETS[name]
+        return preset
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be an int of at least 1, not {steps!r}")
-    return PRESETS[name]._replace(steps=steps)
+    return preset._replace(steps=steps)
 
 
 def _curve(call: Call, attributions: Tensor, preset: Preset, score_fn: str | ScoreFn, shown_first: bool) -> Curve:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from captum_fusion import functional as formulas
-from captum_fusion._captum import Baselines, Target, no_inference_mode
+from captum_fusion._captum import Baselines, Call, Target, no_inference_mode
 from captum_fusion.functional import ScoreFn
-from captum_fusion.metrics._common import Tensors, as_masks, documented, input_maps, scores_under, start
+from captum_fusion.metrics._common import Tensors, as_masks, documented, input_maps, scores_under
 
 
 @documented
@@ -66,7 +66,15 @@ def confidences(
         (torch.Size([2]), torch.Size([2]))
     """
     function = formulas.score_function(score_fn)
-    call = start(forward_func, inputs, target, additional_forward_args, baselines, mask_inputs, perturbations_per_eval)
+    call = Call.without_layer(
+        forward_func,
+        inputs,
+        target,
+        additional_forward_args,
+        baselines=baselines,
+        mask_inputs=mask_inputs,
+        perturbations_per_eval=perturbations_per_eval,
+    )
     with no_inference_mode():
         maps = as_masks(input_maps(attributions, call), normalize)
         return call.clean_scores(function), scores_under(maps, call, function).to(call.output.device)
