@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextvars import ContextVar
@@ -104,6 +105,21 @@ def _usable(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
+@dataclass
+class Spared:
+    """What calls within :func:`shared_work` would have cost beyond what they did, had they not shared.
+
+    Attributes:
+        rows: Forward rows of the network.
+        backward_rows: Backward rows.
+        seconds: What these took the call that ran them.
+    """
+
+    rows: int = 0
+    backward_rows: int = 0
+    seconds: float = 0.0
+
+
 class _Work:
     """What calls within one :func:`shared_work` have found, by what it depends on."""
 
@@ -111,8 +127,22 @@ class _Work:
     LARGEST = 2**25
 
     def __init__(self) -> None:
-        self.found: dict[Hashable, Any] = {}
+        self.spared = Spared()
+        self._found: dict[Hashable, tuple[Any, Spared]] = {}
         self._kept: list[Any] = []
+
+    def put(self, key: Hashable, value: Any, rows: int, since: float, backward: bool = False) -> None:
+        """Keep what ``rows`` have found since a moment of ``time.perf_counter()``."""
+        cost = Spared(rows, rows if backward else 0, time.perf_counter() - since)
+        self._found[key] = value, cost
+
+    def get(self, key: Hashable) -> Any:
+        """What was found, or None; counts what it spares."""
+        value, cost = self._found.get(key, (None, Spared()))
+        self.spared.rows += cost.rows
+        self.spared.backward_rows += cost.backward_rows
+        self.spared.seconds += cost.seconds
+        return value
 
     def key(self, value: Any) -> Hashable:
         """A value by its identity and version, or by itself if it is a number or a string; it is kept alive."""
@@ -128,7 +158,7 @@ _WORK: ContextVar[_Work | None] = ContextVar("captum_fusion_shared_work", defaul
 
 
 @contextlib.contextmanager
-def shared_work() -> Iterator[None]:
+def shared_work() -> Iterator[Spared]:
     """Within it, calls of ``attribute`` on the same inputs do not run again what another one has run.
 
     Shared are layer passes, baseline rows, and the masked rows of Score-CAM, SS-CAM and IS-CAM (whose masks do not
@@ -137,22 +167,27 @@ def shared_work() -> Iterator[None]:
     network whose weights are changed within the block is not. Networks in train mode share nothing. The outputs of
     masked rows are kept until the end of the block, up to 128 MiB for each method.
 
+    Yields:
+        Spared: Counts what the calls would have cost beyond what they did.
+
     Examples::
 
         >>> from captum_fusion import LayerFusionCAM, LayerScoreCAM, demo, shared_work
         >>> model, scene = demo.load_model(), demo.load_scenes()[0]
         >>> image = demo.preprocess(scene.image)
-        >>> with shared_work():
+        >>> with shared_work() as spared:
         ...     fused = LayerFusionCAM(model, model.stage4).attribute(image, scene.labels[0])
         ...     other = LayerFusionCAM(model, model.stage4).attribute(image, scene.labels[1])
         ...     region = LayerScoreCAM(model, model.stage4).attribute(image, scene.labels[0])  # no further masked row
     """
-    if _WORK.get() is not None:
-        yield
+    work = _WORK.get()
+    if work is not None:
+        yield work.spared
         return
-    token = _WORK.set(_Work())
+    work = _Work()
+    token = _WORK.set(work)
     try:
-        yield
+        yield work.spared
     finally:
         _WORK.reset(token)
 
@@ -341,11 +376,19 @@ class Call:
                 f"(N, channels, *spatial) with 1 to 3 spatial dimensions: {shapes}"
             )
         self._rank = ranks[0]
+        known = None if self._work is None else self._work.get(("clean", self._identity))
+        if known is not None:
+            self._select(known, self.target)
+            self._output = known
+            return
+        start = time.perf_counter()
         with _grad_mode(False):
             output = _run_forward(self.forward_func, tuple(x.detach() for x in self.inputs), None, self.arguments)
             output = self._check_output(output, self.examples)
             self._select(output, self.target)
             self._output = output.clone()
+        if self._work is not None:
+            self._work.put(("clean", self._identity), self._output, self.examples, start)
 
     def layer_pass(
         self,
@@ -375,6 +418,7 @@ class Call:
         known = self._known_pass(layers, gradients, grad_kwargs)
         if known is not None:
             return known
+        start = time.perf_counter()
         detach = not (grad_kwargs or {}).get("create_graph", False)
         with _grad_mode(gradients), _check_hooks(layers, self.attribute_to_layer_input):
             saved, output = self._forward_with_layers(layers, gradients)
@@ -385,17 +429,22 @@ class Call:
             activations = [self._as_maps(tensors) for tensors in outputs]
             for single, tensors in zip(layers, activations, strict=True):
                 self._check_activations(tensors, single)
-            found: list[Any] = [None] * len(layers)
+            differentials: list[Any] = [None] * len(layers)
             if gradients:
-                found = [self._as_maps(g) for g in self._gradients(selected, saved, layers, order, grad_kwargs or {})]
-            evaluations = [LayerEvaluation(*each) for each in zip(activations, found, outputs, strict=True)]
+                differentials = [
+                    self._as_maps(g) for g in self._gradients(selected, saved, layers, order, grad_kwargs or {})
+                ]
+            evaluations = [LayerEvaluation(*each) for each in zip(activations, differentials, outputs, strict=True)]
             if detach:
                 evaluations = [LayerEvaluation(_detach(a), g and _detach(g), _detach(o)) for a, g, o in evaluations]
         self._output = output.detach().clone()  # the network may reuse the memory in its next call
         self._rank = evaluations[0].activations[0].dim()
         if self._work is not None and not grad_kwargs:
-            for key in self._pass_keys(layers)[: 2 if gradients else 1]:
-                self._work.found[key] = evaluations, self._output, self._rank
+            plain, differentiated = self._pass_keys(layers)
+            found = evaluations, self._output, self._rank
+            self._work.put(plain, found, self.examples, start)
+            if gradients:
+                self._work.put(differentiated, found, self.examples, start, backward=True)
         return evaluations
 
     def _pass_keys(self, layers: list[nn.Module]) -> list[Hashable]:
@@ -410,7 +459,7 @@ class Call:
         """What another call has found in its pass."""
         if self._work is None or grad_kwargs:
             return None
-        known = self._work.found.get(self._pass_keys(layers)[1 if gradients else 0])
+        known = self._work.get(self._pass_keys(layers)[1 if gradients else 0])
         if known is None:
             return None
         evaluations, self._output, self._rank = known
@@ -528,10 +577,10 @@ class Call:
 
     def baseline_scores(self, score_fn: ScoreFn) -> Tensor:
         """Scores of the baselines, of shape (N,). One row for each example, run once however often this is asked."""
-        if self._work is not None:
-            shared = self._work.found.setdefault(("baseline", self._masking_key()), self._baseline_outputs)
-            self._baseline_outputs = shared
+        if not self._baseline_outputs and self._work is not None:
+            self._baseline_outputs.extend(self._work.get(("baseline", self._masking_key())) or ())
         if not self._baseline_outputs:
+            start = time.perf_counter()
             some = self._masked_inputs()[self.first_masked].difference
 
             def nothing(rows: slice, size: Sequence[int]) -> Tensor:
@@ -540,6 +589,9 @@ class Call:
             each = torch.arange(self.examples, device=some.device)
             parts = self._masked_outputs(nothing, each, lambda output, rows: output)
             self._baseline_outputs.append(torch.cat([part for _, part in parts]))
+            if self._work is not None:
+                key = ("baseline", self._masking_key())
+                self._work.put(key, tuple(self._baseline_outputs), self.examples, start)
         return self._scores(self._baseline_outputs[0], None, score_fn)
 
     def masked_scores(self, masks: Masks, rows: Tensor, score_fn: ScoreFn, compose: Compose | None = None) -> Tensor:
@@ -562,9 +614,10 @@ class Call:
             parts = self.iterate_scores(masks, rows, score_fn, compose)
             return torch.cat([part.to(rows.device) for _, part in parts])
         key = ("rows", self._masking_key(), self.place)
-        known_rows, outputs = self._work.found.get(key, (None, []))
+        known: tuple[Tensor | None, list[tuple[Tensor, Tensor]]] = self._work.get((key, len(rows))) or (None, [])
+        known_rows, outputs = known
         if known_rows is None or not torch.equal(known_rows, rows):
-            outputs = []
+            outputs, start = [], time.perf_counter()
 
             def scores(output: Tensor, some: Tensor) -> Tensor:
                 if output[0].numel() * len(rows) <= _Work.LARGEST:
@@ -573,7 +626,7 @@ class Call:
 
             found = [part.to(rows.device) for _, part in self._masked_outputs(masks, rows, scores, compose)]
             if outputs:
-                self._work.found[key] = rows, outputs
+                self._work.put((key, len(rows)), (rows, outputs), len(rows), start)
             return torch.cat(found)
         return torch.cat([self._scores(output, some, score_fn).to(rows.device) for some, output in outputs])
 

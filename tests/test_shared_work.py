@@ -196,3 +196,30 @@ def test_large_outputs_are_not_kept() -> None:
     found = method.attribute_targets(x, targets=[(0, 4, 4), (1, 4, 4)])
     assert sum(seen) == 1 + 2 * 4, "twelve million numbers for each row: run again"
     same(found[1], method.attribute(x, (1, 4, 4)))
+
+
+def test_what_is_run_and_what_is_spared_add_up_to_what_each_would_cost_alone(x: Tensor) -> None:
+    counted = Counter(model := make())
+    methods = [
+        LayerScoreCAM(counted, model.conv2),
+        LayerFusionCAM(counted, model.conv2),
+        LayerUnionCAM(counted, model.conv2),
+        LayerScoreCAM(counted, model.conv2, weighting="increase"),
+    ]
+    alone = []
+    for method in methods:
+        counted.rows = 0
+        method.attribute(x, 1, perturbations_per_eval=2)
+        alone.append(counted.rows)
+    with shared_work() as spared:
+        for method, expected in zip(methods, alone, strict=True):
+            counted.rows = spared.rows = 0
+            method.attribute(x, 1, perturbations_per_eval=2)
+            assert counted.rows + spared.rows == expected, type(method).__name__
+            if method is not methods[0]:
+                assert counted.rows < expected / 2
+        assert spared.seconds > 0
+        before = spared.backward_rows
+        methods[1].attribute(x, 1, perturbations_per_eval=2)
+        assert spared.backward_rows == before + 3, "the pass with gradients is shared, and counted as such"
+    assert alone == [3 * (1 + 8), 3 * (8 + 5), 3 * (8 + 5), 3 * (1 + 8 + 1)]
