@@ -1119,6 +1119,61 @@ def contribution(score: Tensor, baseline: Tensor) -> Tensor:
     return torch.where(difference.abs() <= noise, 0.0, difference)
 
 
+def drop(whole: Tensor, part: Tensor) -> Tensor:
+    """Average Drop, example by example: ``100 max(0, Y - O) / Y``; 0 where ``Y = 0``, and for differences within noise.
+
+    Args:
+        whole (Tensor): ``Y``, the score of the input as it is.
+        part (Tensor): ``O``, the score of its highlighted part.
+
+    Returns:
+        Tensor: In percent of ``Y``.
+
+    Examples::
+
+        >>> drop(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.25, 0.75, 0.5]))
+        tensor([50.,  0.,  0.])
+    """
+    return torch.where(whole != 0, 100 * contribution(whole, part).relu() / torch.where(whole != 0, whole, 1.0), 0.0)
+
+
+def increase(whole: Tensor, part: Tensor) -> Tensor:
+    """Average Increase, example by example: 100 where ``O > Y`` by more than noise, else 0.
+
+    Args:
+        whole (Tensor): ``Y``, the score of the input as it is.
+        part (Tensor): ``O``, the score of its highlighted part.
+
+    Returns:
+        Tensor: 0 or 100.
+
+    Examples::
+
+        >>> increase(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75]))
+        tensor([  0., 100.])
+    """
+    return 100 * (contribution(part, whole) > 0).to(whole.dtype)
+
+
+def gain(whole: Tensor, part: Tensor) -> Tensor:
+    """Average Gain, example by example: ``100 max(0, O - Y) / (1 - Y)``; 0 where ``Y = 1``. For probabilities.
+
+    Args:
+        whole (Tensor): ``Y``, the score of the input as it is.
+        part (Tensor): ``O``, the score of its highlighted part.
+
+    Returns:
+        Tensor: In percent of ``1 - Y``.
+
+    Examples::
+
+        >>> gain(torch.tensor([0.5, 1.0]), torch.tensor([0.75, 1.0]))
+        tensor([50.,  0.])
+    """
+    room = 1 - whole
+    return torch.where(room > 0, 100 * contribution(part, whole).relu() / torch.where(room > 0, room, 1.0), 0.0)
+
+
 def contribution_weights(first: Tensor, second: Tensor) -> Tensor:
     """Two contributions as weights that sum to 1: negative ones count as 0, and both are 1/2 where both vanish.
 

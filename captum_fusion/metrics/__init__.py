@@ -1,18 +1,67 @@
-"""How good a map is, and how to hand one to captum's own metrics."""
+"""How good a map is, and how to hand one to captum's own metrics, to Quantus and to torchmetrics."""
 
-from captum_fusion.metrics.adapters import explanation_func, to_input_shape
-from captum_fusion.metrics.causal import Curve, deletion, insertion
-from captum_fusion.metrics.confidence import average_drop, average_gain, average_increase, complexity, confidences
+from typing import TYPE_CHECKING, Any
 
+from captum_fusion.metrics.adapters import explanation_func, quantus_explain_func, to_input_shape
+from captum_fusion.metrics.causal import Curve, deletion, insertion, overall
+from captum_fusion.metrics.confidence import (
+    ADCC,
+    adcc,
+    average_drop,
+    average_gain,
+    average_increase,
+    coherency,
+    complexity,
+    confidences,
+    win_rate,
+)
+from captum_fusion.metrics.localization import (
+    boxes_to_masks,
+    energy_pointing_game,
+    localization_iou,
+    pointing_game,
+    segmentation_iou,
+)
+from captum_fusion.metrics.road import Road, road
+from captum_fusion.metrics.sanity import Randomization, cascading_randomization
+
+if TYPE_CHECKING:
+    from captum_fusion.metrics.streaming import AttributionMetric as AttributionMetric
+
+#: Without ``AttributionMetric``, so that ``import *`` does not need torchmetrics.
 __all__ = [
+    "ADCC",
     "Curve",
+    "Randomization",
+    "Road",
+    "adcc",
     "average_drop",
     "average_gain",
     "average_increase",
+    "boxes_to_masks",
+    "cascading_randomization",
+    "coherency",
     "complexity",
     "confidences",
     "deletion",
+    "energy_pointing_game",
     "explanation_func",
     "insertion",
+    "localization_iou",
+    "overall",
+    "pointing_game",
+    "quantus_explain_func",
+    "road",
+    "segmentation_iou",
     "to_input_shape",
+    "win_rate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``AttributionMetric``, whose torchmetrics is optional."""
+    if name == "AttributionMetric":
+        from captum_fusion.metrics.streaming import AttributionMetric
+
+        return AttributionMetric
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

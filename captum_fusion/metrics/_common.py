@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from captum_fusion import functional as formulas
-from captum_fusion._captum import Call
+from captum_fusion._captum import Baselines, Call
 from captum_fusion.attr._base import F, fill_docstring
 
 Tensors = Tensor | tuple[Tensor, ...]
@@ -28,8 +31,8 @@ def documented(function: F) -> F:
     return fill_docstring(function, {"args": _ARGS})
 
 
-def input_maps(attributions: Tensor, call: Call) -> Tensor:
-    """Attributions as (N, 1, *input spatial), signed as they are."""
+def input_maps(attributions: Tensor, call: Call, name: str = "attributions") -> Tensor:
+    """Attributions as (N, 1, *input spatial), signed as they are; ``name`` is what an error calls them."""
     size = call.spatial_size
     shape = tuple(attributions.shape) if isinstance(attributions, Tensor) else type(attributions).__name__
     if (
@@ -38,7 +41,7 @@ def input_maps(attributions: Tensor, call: Call) -> Tensor:
         or len(attributions) != call.examples
     ):
         raise ValueError(
-            f"attributions must be of shape ({call.examples}, channels, {len(size)} spatial dimensions), not {shape}"
+            f"{name} must be of shape ({call.examples}, channels, {len(size)} spatial dimensions), not {shape}"
         )
     return formulas.upsample(attributions.detach().sum(1, keepdim=True), size)
 
@@ -59,3 +62,66 @@ def scores_under(maps: Tensor, call: Call, score_fn: formulas.ScoreFn) -> Tensor
     """Scores of the inputs under one mask each, (N,)."""
     rows = torch.arange(call.examples, device=maps.device)
     return call.masked_scores(lambda some, size: formulas.upsample(maps[some], size), rows, score_fn)
+
+
+def correlation(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Pearson's correlation of rows (N, P), in [-1, 1], and where it is defined.
+
+    It is 0 where it is not: for a row that is constant up to rounding errors, or not finite.
+    """
+    rows = [formulas.precise(formulas.normalize(each)) for each in (first, second)]  # constant and not finite: zeros
+    defined = torch.stack([row.any(1) for row in rows]).all(0)
+    centered = [row - row.mean(1, keepdim=True) for row in rows]
+    scale = torch.stack([row.norm(dim=1) for row in centered]).prod(0)
+    found = (centered[0] * centered[1]).sum(1) / torch.where(defined, scale, 1.0)
+    return torch.where(defined, found, 0.0).clamp(-1, 1), defined
+
+
+def explain_again(
+    explanation_func: Any, inputs: Tensors, target: Any, additional_forward_args: Any, kwargs: dict[str, Any] | None
+) -> Tensor:
+    """The map that a method gives for other inputs, a single tensor."""
+    if not callable(explanation_func):
+        raise TypeError(
+            "explanation_func must be a callable such as LayerFusionCAM(model, layer).attribute, not "
+            f"{type(explanation_func).__name__}"
+        )
+    given = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
+    found = explanation_func(inputs, **{"target": target, **given, **(kwargs or {})})
+    if isinstance(found, tuple) and len(found) == 1:
+        found = found[0]
+    if not isinstance(found, Tensor):
+        raise TypeError(f"explanation_func must return one tensor, not {type(found).__name__}")
+    return found
+
+
+class Masking:
+    """Inputs under one map each, without a pass of any network.
+
+    Args:
+        inputs (Tensor or tuple[Tensor, ...]): What was explained.
+        baselines: What shows where a map is 0.
+        mask_inputs: Which of several inputs are masked.
+
+    Raises:
+        ValueError, TypeError: For a bad argument, naming it.
+    """
+
+    def __init__(self, inputs: Tensors, baselines: Baselines, mask_inputs: Sequence[int] | None) -> None:
+        self._seen: list[tuple[Tensor, ...]] = []
+        self._alone = not isinstance(inputs, tuple)
+        # One row for each example goes through in one call, in the inputs' own layout.
+        self.call = Call.without_layer(
+            self._see, inputs, baselines=baselines, mask_inputs=mask_inputs, perturbations_per_eval=1
+        )
+
+    def _see(self, *rows: Tensor) -> Tensor:
+        self._seen = [rows]
+        return torch.zeros(len(rows[0]), device=rows[0].device)
+
+    def __call__(self, maps: Tensor) -> Tensors:
+        """The inputs under maps of shape (N, 1, *input spatial), in [0, 1]."""
+        scores_under(maps, self.call, formulas.score_function("identity"))
+        (masked,) = self._seen
+        self._seen = []
+        return masked[0] if self._alone else masked

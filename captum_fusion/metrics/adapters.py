@@ -1,10 +1,12 @@
-"""Layer attributions for ``captum.metrics``, which expects them to look like the inputs."""
+"""Layer attributions for ``captum.metrics`` and for Quantus, which expect them to look like the inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
 from captum.attr import Attribution
 from torch import Tensor
 
@@ -88,5 +90,62 @@ def explanation_func(method: Attribution, *, input_shape: bool = False, **fixed:
             return to_input_shape(result, inputs)
         tensors = tuple(t.contiguous() for t in (result if isinstance(result, tuple) else (result,)))
         return tensors if isinstance(inputs, tuple) or len(tensors) > 1 else tensors[0]
+
+    return explain
+
+
+def quantus_explain_func(method: Callable[[Any], Attribution], **fixed: Any) -> Callable[..., Any]:
+    """A method as the ``explain_func`` of Quantus (https://github.com/understandable-machine-intelligence-lab/Quantus).
+
+    Quantus explains networks of its own making, too, such as randomised copies. Therefore it is given how a method is
+    made of a network, not a method. Maps come back at the inputs' size, with one channel. Quantus itself refuses a
+    batch whose maps are all zero.
+
+    Args:
+        method (callable): ``method(model)`` gives the attribution, for example ``lambda model: LayerFusionCAM(model,
+            model.layer4)``.
+        fixed (Any): Further arguments for every call of ``attribute``.
+
+    Returns:
+        callable: ``explain(model, inputs, targets, **kwargs)``, which takes arrays or tensors and returns a float32 (or
+        float64) array of shape ``(N, 1, *spatial)``. Its inputs are brought to the device and the type of the model's
+        parameters. Of ``kwargs``, ``device`` and ``method``, which Quantus adds by itself, are not needed; the others
+        go to ``attribute``.
+
+    Raises:
+        TypeError: If ``method`` is an attribution already, or does not return one.
+
+    Examples::
+
+        >>> import numpy as np, torch
+        >>> from captum_fusion import LayerFusionCAM
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
+        >>> explain = quantus_explain_func(lambda model: LayerFusionCAM(model, model[0]))
+        >>> explain(net, np.random.rand(2, 3, 8, 8), np.array([1, 2]), device="cpu").shape
+        (2, 1, 8, 8)
+    """
+    if isinstance(method, Attribution) or not callable(method):
+        raise TypeError(
+            "method must be a function that makes an attribution of a model, such as "
+            f"lambda model: LayerFusionCAM(model, model.layer4), not {type(method).__name__}"
+        )
+
+    def explain(model: Any, inputs: Any, targets: Any, **kwargs: Any) -> Any:
+        made = method(model)
+        if not isinstance(made, Attribution):
+            raise TypeError(f"method must return an attribution, not {type(made).__name__}")
+        options = {key: value for key, value in kwargs.items() if key not in ("device", "method")}
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        x = torch.as_tensor(np.asarray(inputs)) if not isinstance(inputs, Tensor) else inputs
+        x = x.to(like.device, like.dtype)
+        target = targets if targets is None else torch.as_tensor(targets, device=x.device).long().reshape(-1)
+        found = made.attribute(x, target=target, **{**fixed, **options})
+        tensors = found if isinstance(found, tuple) else (found,)
+        if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
+            raise TypeError("method must give one tensor: one layer that returns one")
+        maps = tensors[0].detach().sum(1, keepdim=True)
+        if maps.dim() != x.dim():
+            raise ValueError(f"inputs of shape {tuple(x.shape)} fit no map of shape {tuple(tensors[0].shape)}")
+        return upsample(maps, x.shape[2:]).cpu().numpy()
 
     return explain
