@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import re
+import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -31,6 +31,11 @@ from captum_fusion import (
     shared_work,
 )
 from captum_fusion.attr.catalog import METHODS
+from captum_fusion.evaluation import METRICS as MEASURES
+from captum_fusion.evaluation import PRESETS, evaluate
+from captum_fusion.evaluation.data import load_image
+from captum_fusion.evaluation.methods import split
+from captum_fusion.evaluation.store import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,6 +51,9 @@ examples:
       --layer backbone.stage4 --method union-cam --save-map
   captum-fusion explain cat.jpg --model resnet18 --method grad-cam,score-cam,fusion-cam
   captum-fusion explain dog_and_cat.jpg --model resnet50 --target "bull mastiff" "tiger cat"
+  captum-fusion evaluate bundled --model bundled --output table
+  captum-fusion evaluate imagenet/val --model resnet50 --preset fusioncam-table --limit 100 --output table
+  torchrun --nproc-per-node 4 -m captum_fusion evaluate imagenet/val --model resnet50 --output table
   captum-fusion methods
 """
 
@@ -76,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> code
         0
     """
-    options = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(words)
+    options.words = words
     try:
         options.run(options)
     except CommandError as error:
@@ -114,28 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     explain.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
-    network = explain.add_argument_group("the network")
-    network.add_argument(
-        "--model",
-        default="resnet50",
-        help="a torchvision classification model (default: resnet50), 'bundled', or package.module:function, a "
-        "function without arguments that returns a torch.nn.Module (found in the current folder, too; it is shown "
-        "224 x 224 RGB pictures with ImageNet's normalisation)",
-    )
-    network.add_argument(
-        "--weights",
-        metavar="NAME|FILE",
-        help="torchvision's name of published weights, or a state dict in a .safetensors or .pt file (default: "
-        "torchvision's DEFAULT, downloaded on first use)",
-    )
-    network.add_argument("--classes", metavar="FILE", help="class names, a JSON list or one a line")
-    network.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps, ...")
-    network.add_argument(
-        "--whole-image",
-        action="store_true",
-        help="squeeze the whole picture into the network's input instead of cropping its centre (the bundled network "
-        "always does)",
-    )
+    _add_network(explain)
     what = explain.add_argument_group("the explanation")
     what.add_argument(
         "--method",
@@ -169,14 +158,118 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--save-map", action="store_true", help="also write the map, (H, W) float32, as .npy")
     explain.set_defaults(run=_explain)
 
+    _add_evaluate(commands)
+
     listed = commands.add_parser(
         "methods",
-        help="list the methods, what they cost, and their papers",
+        help="list the methods and what they cost, and the metrics",
         description="List the methods. Rows of the network for each picture: K live channels and Z positions of the "
         "layer; '(layer)' are rows that begin at the layer, 'b' counts rows of the backward pass.",
     )
     listed.set_defaults(run=_list_methods)
     return parser
+
+
+def _add_network(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """The options that say which network; ``several`` of them for the evaluation."""
+    many: dict[str, Any] = {"nargs": "+"} if several else {}
+    network = parser.add_argument_group("the network")
+    network.add_argument(
+        "--model",
+        default=["resnet50"] if several else "resnet50",
+        help="a torchvision classification model (default: resnet50), 'bundled', or package.module:function, a "
+        "function without arguments that returns a torch.nn.Module (found in the current folder, too; it is shown "
+        "224 x 224 RGB pictures with ImageNet's normalisation)" + ("; several are compared" if several else ""),
+        **many,
+    )
+    network.add_argument(
+        "--weights",
+        metavar="NAME|FILE",
+        help="torchvision's name of published weights, or a state dict in a .safetensors or .pt file (default: "
+        "torchvision's DEFAULT, downloaded on first use)" + (", for each model" if several else ""),
+        **many,
+    )
+    network.add_argument("--classes", metavar="FILE", help="class names, a JSON list or one a line")
+    network.add_argument(
+        "--device",
+        default=None if several else "cpu",
+        help=("cuda where there is one, else cpu (default)" if several else "cpu (default), cuda, cuda:1, mps, ..."),
+    )
+    network.add_argument(
+        "--whole-image",
+        action="store_true",
+        help="squeeze the whole picture into the network's input instead of cropping its centre (the bundled network "
+        "always does)",
+    )
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="compare methods on many pictures: the papers' tables on a network and pictures of your own",
+        description="Compare explanation methods on a dataset. Rows go to disk as they are finished; the same command "
+        "goes on where it was stopped. Under torchrun the processes divide the pictures between them. Writes rows/, "
+        "tables/, figures/, maps/ and index.html.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "dataset",
+        metavar="FOLDER_OR_CSV",
+        help="a folder with a folder of pictures for each class, a folder of pictures, the root of ImageNet or "
+        "PASCAL VOC, a CSV file (file, label, x0, y0, x1, y1, mask), a folder with labels.csv (and "
+        "boxes.csv), or 'bundled'",
+    )
+    _add_network(parser, several=True)
+    study = parser.add_argument_group("the study")
+    study.add_argument(
+        "--preset",
+        choices=list(PRESETS),
+        help="; ".join(f"{name}: {each.title}" for name, each in PRESETS.items()).replace("%", "%%"),
+    )
+    study.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="of 'captum-fusion methods', with options (fusion-cam:theta=20), or your own: package.module:function, "
+        "called with (model, layer, inputs, target)",
+    )
+    study.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help=f"{', '.join(MEASURES)}, with options (insertion:preset=rise), or your own: package.module:function, "
+        "called with (forward_func, inputs, attributions, target)",
+    )
+    study.add_argument("--theta", nargs="+", type=float, metavar="X", help="run the fusions with each of these")
+    study.add_argument("--reference", metavar="NAME", help="the method that differences are taken against")
+    study.add_argument("--layer", nargs="+", metavar="NAME", help="for each model (default: the last stage)")
+    study.add_argument(
+        "--target",
+        choices=["prediction", "label"],
+        default="prediction",
+        help="the class that is explained (default: the prediction for the whole picture)",
+    )
+    study.add_argument("--score-fn", choices=["softmax", "sigmoid", "identity"], help="as of 'explain'")
+    study.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+    study.add_argument("--year", help="of PASCAL VOC")
+    study.add_argument("--image-set", default="val", metavar="NAME", help="of ImageNet and PASCAL VOC (default: val)")
+    study.add_argument("--seed", type=int, default=0, help="of everything that is drawn at random (default: 0)")
+    running = parser.add_argument_group("running")
+    running.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that read pictures (default: 0)"
+    )
+    running.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="of each process (default: 1; use torchrun for more cores)"
+    )
+    running.add_argument(
+        "--perturbations-per-eval", type=int, default=4, metavar="N", help="masked rows at once (default: 4)"
+    )
+    running.add_argument(
+        "--pictures", type=int, default=4, metavar="N", help="how many pictures' maps are drawn (default: 4)"
+    )
+    running.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where everything goes")
+    parser.set_defaults(run=_evaluate)
 
 
 def _methods(text: str) -> list[str]:
@@ -235,6 +328,25 @@ def _list_methods(options: argparse.Namespace) -> None:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    _check_folder(options.output)
+    given = dict(vars(options))
+    del given["run"]
+    for name in ("methods", "metrics"):
+        given[name] = None if given[name] is None else split(given[name])
+    command = shlex.join(["captum-fusion", *options.words])
+    del given["words"]
+    try:
+        found = evaluate(given.pop("dataset"), given.pop("model"), settings={"command": command}, **given)
+    except (ValueError, TypeError) as error:
+        raise CommandError(str(error)) from error
+    tables = [file for file in found.files if file.suffix == ".md" and not file.stem.endswith("_cost")]
+    for table in tables:
+        print(table.read_text(encoding="utf-8"))
+    if found.files:
+        print(f"wrote {options.output / 'index.html'} and {len(found.files) - 1} files beside it")
 
 
 def _explain(options: argparse.Namespace) -> None:
@@ -399,27 +511,11 @@ def _scores(model: nn.Module, inputs: Tensor, target: list[int], score_fn: str |
 
 def _open_image(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            upright: Image.Image = ImageOps.exif_transpose(_eight_bit(image, path)).convert("RGB")
-            return upright
-    except FileNotFoundError as error:
-        raise CommandError(f"there is no file {path}") from error
-    except UnidentifiedImageError as error:
-        raise CommandError(f"{path} is not an image") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
-        raise CommandError(f"{path} could not be read as an image ({error})") from error
-
-
-def _eight_bit(image: Image.Image, path: Path) -> Image.Image:
-    """Pictures of 16 bits a pixel, which Pillow would clip instead of scaling them; others as they are."""
-    if image.mode == "F":
-        raise CommandError(f"{path} holds floating point numbers; save it as an 8 or 16 bit picture")
-    if not image.mode.startswith("I"):
-        return image
-    pixels = np.asarray(image)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise CommandError(f"{path} holds more than 16 bits a pixel; save it as an 8 or 16 bit picture")
-    return Image.fromarray((pixels / 257).round().astype(np.uint8))
+        image = load_image(path)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    assert isinstance(image, Image.Image)
+    return image
 
 
 def _target(wanted: str, outputs: int, names: Sequence[str] | None) -> int | None:
@@ -474,22 +570,12 @@ def _write_figure(path: Path, figure: Figure) -> None:
 
 
 def _write(path: Path, save: Callable[[Any], Any]) -> None:
-    """Write a file whole or not at all."""
-    handle, partial = None, ""
+    content = BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            save(file)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)
-        os.replace(partial, path)
+        save(content)
+        write_whole(path, content.getvalue())
     except OSError as error:
         raise CommandError(f"output: {path} could not be written ({error})") from error
-    finally:
-        if partial and os.path.exists(partial):
-            os.unlink(partial)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,29 @@ def load_model(
     return loaded
 
 
+def from_module(name: str, model: nn.Module, whole_image: bool = False) -> LoadedModel:
+    """A network of your own, shown 224 x 224 RGB pictures with ImageNet's normalisation.
+
+    Args:
+        name (str): What to call it.
+        model (Module): The network; its mode and device are left as they are.
+        whole_image (bool, optional): Squeeze the whole picture into the input instead of cropping its centre.
+            Default: False
+
+    Returns:
+        LoadedModel: Without class names.
+
+    Examples::
+
+        >>> from_module("mine", nn.Identity()).preprocess(Image.new("RGB", (300, 200))).shape
+        torch.Size([1, 3, 224, 224])
+    """
+    from torchvision.models import ResNet18_Weights
+
+    usual = ResNet18_Weights.IMAGENET1K_V1.transforms()
+    return LoadedModel(name, model, *_with_transforms(usual, whole_image), None)
+
+
 def imagenet_classes() -> list[str]:
     """The 1000 ImageNet class names in torchvision's order."""
     from torchvision.models import ResNet18_Weights
@@ -163,8 +186,6 @@ def _from_torchvision(
 
 
 def _from_function(name: str, whole_image: bool) -> LoadedModel:
-    from torchvision.models import ResNet18_Weights
-
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -183,8 +204,7 @@ def _from_function(name: str, whole_image: bool) -> LoadedModel:
     model = function()
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: {name}() must return a torch.nn.Module, not {type(model).__name__}")
-    usual = ResNet18_Weights.IMAGENET1K_V1.transforms()
-    return LoadedModel(name, model, *_with_transforms(usual, whole_image), None)
+    return from_module(name, model, whole_image)
 
 
 # ------------------------------------------------------------------------------------------------------------- files

@@ -1,0 +1,305 @@
+"""Metrics by the name that a table knows them by, each computed on one explained picture."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_fusion import functional as formulas
+from captum_fusion import metrics
+from captum_fusion.evaluation.data import Example
+from captum_fusion.evaluation.methods import Explain, Words, import_object, parse, unknown
+from captum_fusion.metrics import Curve
+
+#: What a metric finds: a number, a curve, or why there is none.
+Outcome = float | Curve | str
+
+
+@dataclass
+class Subject:
+    """One picture, explained once by one method: what a metric is computed of.
+
+    Attributes:
+        model: The network.
+        inputs: What it was shown, (1, C, H, W).
+        attributions: What the method returned, (1, C, *spatial).
+        target: The explained class.
+        example: The picture's description.
+        regions: Where the objects of the explained class are in ``inputs``, one mask for each, bool (B, H, W).
+        explain: The method, for metrics that explain again.
+        options: ``score_fn`` and ``perturbations_per_eval``.
+        rival_drop: The drop under the reference method's map, if it is known.
+    """
+
+    model: Any
+    inputs: Tensor
+    attributions: Tensor
+    target: int
+    example: Example
+    regions: Tensor
+    explain: Explain
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rival_drop: float | None = None
+    found: dict[Any, Any] = field(default_factory=dict)
+
+    def call(self, metric: Callable[..., Any], **options: Any) -> Any:
+        """A metric of :mod:`captum_fusion.metrics` on this subject; computed once for the same options."""
+        key = metric, tuple(sorted(options.items()))
+        if key not in self.found:
+            self.found[key] = metric(
+                self.model, self.inputs, self.attributions, self.target, **{**self.options, **options}
+            )
+        return self.found[key]
+
+    @cached_property
+    def region(self) -> Tensor:
+        """The union of the regions, bool (1, H, W)."""
+        return self.regions.any(0, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric as a table shows it.
+
+    Attributes:
+        name: What the command line calls it.
+        heading: Short, for a column.
+        better: ``"up"``, ``"down"`` or ``""``.
+        meaning: A sentence that says what it is.
+        compute: From a subject, with options of the metric.
+        located: Whether it needs to know where the object is.
+    """
+
+    name: str
+    heading: str
+    better: str
+    meaning: str
+    compute: Callable[..., Any]
+    located: bool = False
+
+
+def _of(metric: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda subject, **options: subject.call(metric, **options)
+
+
+def _confidence(formula: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
+    """A metric of the scores of the whole picture and of its highlighted part, which are found once for all of them."""
+    return lambda subject, **options: formula(*subject.call(metrics.confidences, **options))
+
+
+def _win(subject: Subject, **options: Any) -> Tensor | str:
+    if subject.rival_drop is None:
+        return "no reference method"
+    drop = formulas.drop(*subject.call(metrics.confidences, **options))
+    return 100 * (formulas.contribution(drop.new_tensor(subject.rival_drop), drop) > 0).to(drop.dtype)
+
+
+def _overall(subject: Subject, **options: Any) -> Tensor:
+    area: Tensor = subject.call(metrics.insertion, **options).auc - subject.call(metrics.deletion, **options).auc
+    return area
+
+
+def _adcc(part: str) -> Callable[..., Any]:
+    def compute(subject: Subject, **options: Any) -> Tensor:
+        explain = _Explanation(subject.explain)
+        key = "adcc", tuple(sorted(options.items()))
+        if key not in subject.found:
+            given = {**subject.options, **options}
+            subject.found[key] = metrics.adcc(
+                subject.model,
+                subject.inputs,
+                subject.attributions,
+                subject.target,
+                explanation_func=explain,
+                **given,
+            )
+        found: Tensor = getattr(subject.found[key], part)
+        return found
+
+    return compute
+
+
+class _Explanation:
+    """A method as metrics call it that explain again."""
+
+    def __init__(self, explain: Explain) -> None:
+        self._explain = explain
+
+    def __call__(self, inputs: Tensor, target: Any = None) -> Tensor:
+        return self._explain(inputs, target)
+
+
+def _iou(subject: Subject, **options: Any) -> Tensor:
+    boxes = torch.stack([_bounds(mask) for mask in subject.regions])
+    size = (int(subject.regions.shape[1]), int(subject.regions.shape[2]))
+    iou: Tensor = metrics.localization_iou(subject.attributions, [boxes], size, **options)
+    return iou
+
+
+def _bounds(mask: Tensor) -> Tensor:
+    rows, columns = (mask.any(dim).nonzero() for dim in (1, 0))
+    return torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+
+
+_ALL = (
+    Measure(
+        "average_drop",
+        "AD %",
+        "down",
+        "How much of its score the class loses when only the highlighted part is shown, in percent of it. "
+        "A larger mask loses less: read it beside the mask's area.",
+        _confidence(formulas.drop),
+    ),
+    Measure(
+        "average_increase",
+        "AI %",
+        "up",
+        "Share of pictures whose score rises when only the highlighted part is shown.",
+        _confidence(formulas.increase),
+    ),
+    Measure(
+        "average_gain",
+        "AG %",
+        "up",
+        "How much of the score's distance to 1 is gained when only the highlighted part is shown.",
+        _confidence(formulas.gain),
+    ),
+    Measure("win_rate", "win %", "up", "Share of pictures that drop less than under the reference method's map.", _win),
+    Measure(
+        "complexity",
+        "area",
+        "down",
+        "Mean of the map in [0, 1]: the area of the mask that it is.",
+        lambda subject, **options: metrics.complexity(
+            formulas.upsample(subject.attributions.sum(1, keepdim=True), subject.inputs.shape[2:]), **options
+        ),
+    ),
+    Measure(
+        "insertion", "insertion", "up", "Area under the score's curve while pixels are shown, best first.",
+        _of(metrics.insertion),
+    ),
+    Measure(
+        "deletion", "deletion", "down", "Area under the score's curve while pixels are taken away, best first.",
+        _of(metrics.deletion),
+    ),
+    Measure("overall", "ins - del", "up", "Insertion minus deletion.", _overall),
+    Measure(
+        "coherency", "coherency", "up", "Correlation of the map with the map of the highlighted part, from 0 to 1.",
+        _adcc("coherency"),
+    ),
+    Measure(
+        "adcc", "ADCC", "up", "Harmonic mean of coherency, 1 - area and 1 - drop, from 0 to 1.", _adcc("adcc"),
+    ),
+    Measure(
+        "road",
+        "ROAD",
+        "up",
+        "Half of how much less the score falls when the least highlighted pixels are imputed than when the most are.",
+        lambda subject, **options: subject.call(metrics.road, **options).combined,
+    ),
+    Measure(
+        "pointing_game", "pointing %", "up", "Share of pictures whose highest value lies on the object.",
+        lambda subject, **options: 100 * metrics.pointing_game(subject.attributions, subject.region, **options),
+        located=True,
+    ),
+    Measure(
+        "energy_pointing_game", "energy", "up", "Share of the map that lies on the object.",
+        lambda subject, **options: metrics.energy_pointing_game(subject.attributions, subject.region, **options),
+        located=True,
+    ),
+    Measure(
+        "localization_iou", "box IoU", "up", "Overlap of the box around the map's largest part with the object's box.",
+        _iou, located=True,
+    ),
+    Measure(
+        "segmentation_iou", "mask IoU", "up", "Overlap of the map's largest part with the object.",
+        lambda subject, **options: metrics.segmentation_iou(subject.attributions, subject.region, **options),
+        located=True,
+    ),
+)  # fmt: skip
+
+#: Every metric of tables by its name. What methods cost (``rows``, ``backward_rows``, ``seconds``) is always measured.
+METRICS: dict[str, Measure] = {measure.name: measure for measure in _ALL}
+
+#: What is measured of every method without being asked for.
+COSTS = ("rows", "backward_rows", "seconds")
+
+
+def find(metric: Any) -> tuple[Measure, dict[str, Any]]:
+    """A metric by its words, or of a user's own.
+
+    Args:
+        metric (str or callable): A name of :data:`METRICS` with options (``insertion:preset=rise``);
+            ``package.module:function``; or a function ``metric(forward_func, inputs, attributions, target)`` that
+            returns a value for each example, as those of :mod:`captum_fusion.metrics` do. If it has an argument
+            ``example``, it is also given the :class:`captum_fusion.evaluation.Example`.
+
+    Returns:
+        tuple[Measure, dict]: The metric and its options.
+
+    Raises:
+        ValueError: If there is no such metric, or it has no such option.
+
+    Examples::
+
+        >>> find("insertion:steps=10")[1]
+        {'steps': 10}
+    """
+    words = parse(metric) if isinstance(metric, str) else Words(getattr(metric, "__name__", str(metric)), {})
+    if words.name in METRICS:
+        _check_options(words)
+        return METRICS[words.name], words.options
+    if isinstance(metric, str):
+        if ":" not in words.name:
+            raise unknown("metric", words.name, METRICS)
+        metric = import_object(words.name)
+    if not callable(metric):
+        raise ValueError(f"metric {words.name!r} must be a function(forward_func, inputs, attributions, target)")
+    return _own(metric, words.name), words.options
+
+
+def _check_options(words: Words) -> None:
+    function = {"average_drop": "confidences", "average_increase": "confidences", "average_gain": "confidences"}
+    function |= {"win_rate": "confidences", "coherency": "adcc", "overall": "deletion"}
+    metric = getattr(metrics, function.get(words.name, words.name))
+    known = [name for name, each in inspect.signature(metric).parameters.items() if each.kind is each.KEYWORD_ONLY]
+    for key in words.options:
+        if key not in known:
+            raise ValueError(f"{words.name} has no option {key!r}; it has {', '.join(known) or 'none'}")
+
+
+def _own(metric: Callable[..., Any], name: str) -> Measure:
+    wants_example = "example" in inspect.signature(metric).parameters
+
+    def compute(subject: Subject, **options: Any) -> Any:
+        extra = {"example": subject.example} if wants_example else {}
+        return metric(subject.model, subject.inputs, subject.attributions, subject.target, **extra, **options)
+
+    return Measure(name, name.rpartition(":")[2], "", (inspect.getdoc(metric) or name).splitlines()[0], compute)
+
+
+def measure(found: tuple[Measure, dict[str, Any]], subject: Subject) -> Outcome:
+    """A metric's value for a subject.
+
+    Returns:
+        float, Curve or str: The value, or why there is none.
+    """
+    each, options = found
+    if each.located and not subject.regions.flatten(1).any(1).all():
+        return "the object's place is not known"
+    if each.located and not len(subject.regions):
+        return "the object's place is not known"
+    value = each.compute(subject, **options)
+    if isinstance(value, (Curve, str)):
+        return value
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{each.name} must give one value for each example, not {tuple(value.shape)}")
+        value = value.item()
+    return float(value)

@@ -1,0 +1,131 @@
+"""Rows on disk: a line of JSON for each finished cell, written once and never lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+Row = dict[str, Any]
+Key = tuple[str, str, str, str]
+
+
+def key_of(row: Row) -> Key:
+    """What identifies a row: model, image, method and metric."""
+    return row["model"], row["image"], row["method"], row["metric"]
+
+
+class Store:
+    """The rows of a folder: JSON Lines, a file for each writing process.
+
+    A line that a killed process left unfinished is ignored, and cut off before the next one is written. Each file has
+    one writer at a time; a second one is refused.
+
+    Args:
+        folder (Path): Made if need be.
+        rank (int): Number of this process among those that write together. Default: 0
+
+    Raises:
+        ValueError: On entering, if another process holds this rank's file.
+
+    Examples::
+
+        >>> with tempfile.TemporaryDirectory() as folder, Store(Path(folder)) as store:
+        ...     store.append([{"model": "m", "image": "a.png", "method": "x", "metric": "y", "value": 0.1}])
+        ...     [row["value"] for row in store.rows()]
+        [0.1]
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder = folder
+        self._path = folder / f"rank-{rank}.jsonl"
+        self._lock = FileLock(str(folder / f".rank-{rank}.lock"), timeout=0)
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Store:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            self._file = self._path.open("ab+")
+        except Timeout as error:
+            raise ValueError(
+                f"output: another run is writing to {self.folder.parent}; wait for it or choose another folder"
+            ) from error
+        except OSError as error:
+            raise ValueError(f"output: {self._path} could not be written ({error})") from error
+        self._cut_unfinished(self._file)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._lock.release()
+
+    @staticmethod
+    def _cut_unfinished(file: BinaryIO) -> None:
+        end = file.seek(0, os.SEEK_END)
+        position, block = end, 1 << 16
+        while position > 0:
+            start = max(0, position - block)
+            file.seek(start)
+            newline = file.read(position - start).rfind(b"\n")
+            if newline >= 0:
+                position = start + newline + 1
+                break
+            position = start
+        if position < end:
+            file.truncate(position)
+            file.seek(0, os.SEEK_END)
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Write rows; they are on disk when this returns."""
+        assert self._file is not None, "enter the store first"
+        self._file.write(b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def rows(self) -> Iterator[Row]:
+        """Every finished row of the folder, of all processes; of rows with the same key the latest without an error."""
+        found: dict[Key, Row] = {}
+        for path in sorted(self.folder.glob("rank-*.jsonl")):
+            with path.open("rb") as file:
+                for line in file:
+                    row = _parse(line)
+                    if row is not None and ("error" not in row or "error" in found.get(key_of(row), {"error": ""})):
+                        found[key_of(row)] = row
+        yield from found.values()
+
+
+def _parse(line: bytes) -> Row | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row: Row = json.loads(line)
+        key_of(row)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return row
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)
+        os.replace(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.unlink(partial)

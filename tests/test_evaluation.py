@@ -1,0 +1,525 @@
+"""The evaluation: what it measures is what the metrics say, nothing is lost, and nothing depends on how it was run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import Saliency
+from PIL import Image
+from torch import Tensor, nn
+
+from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM, demo, models
+from captum_fusion.evaluation import METRICS, PRESETS, Example, Region, evaluate, open_dataset
+from captum_fusion.evaluation.methods import Place, Stage, build, parse, split
+from captum_fusion.evaluation.store import Store
+from captum_fusion.functional import normalize
+from captum_fusion.metrics import average_drop, average_increase, complexity, deletion, insertion
+from tests.networks import FlatHead, Net, hooks_on, images, make
+
+METRICS_OF_TABLE = ["average_drop", "average_increase", "complexity"]
+
+
+def small(name: str = "small", kind: type[nn.Module] = Net, **options: Any) -> models.LoadedModel:
+    """A network for 16 x 16 pictures."""
+
+    def preprocess(image: Image.Image) -> Tensor:
+        return torch.tensor(np.asarray(image.resize((16, 16))), dtype=torch.float32).permute(2, 0, 1)[None] / 255
+
+    return models.LoadedModel(name, make(kind, **options), preprocess, lambda inputs: inputs.clamp(0, 1), None)
+
+
+def dataset(number: int = 4, labels: bool = True) -> list[Example]:
+    return [
+        Example(f"image {i}", x, (i % 5,) if labels else ()) for i, x in enumerate(images(number, 3, 16, 16, seed=3))
+    ]
+
+
+def run(folder: Path, data: Any = None, model: Any = None, **options: Any) -> Any:
+    return evaluate(
+        dataset() if data is None else data,
+        small() if model is None else model,
+        output=folder,
+        **{"methods": ["grad-cam", "score-cam"], "pictures": 0, "show_progress": False, **options},
+    )
+
+
+def values(rows: list[dict[str, Any]], method: str, metric: str) -> list[Any]:
+    return [row["value"] for row in rows if row["method"] == method and row["metric"] == metric]
+
+
+def content(folder: Path, *suffixes: str) -> dict[str, bytes]:
+    """The tables that must not depend on how a run went."""
+    files = [path for path in (folder / "tables").iterdir() if "cost" not in path.name]
+    assert files
+    return {path.name: path.read_bytes() for path in files}
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+
+def test_rows_hold_what_the_metrics_say_of_the_very_maps(tmp_path: Path) -> None:
+    data, loaded = dataset(), small()
+    metrics = [*METRICS_OF_TABLE, "insertion:steps=5", "deletion"]
+    found = run(tmp_path, data, loaded, metrics=metrics)
+    model = loaded.model
+    for i, example in enumerate(data):
+        x = example.image[None].contiguous(memory_format=torch.channels_last)
+        target = int(model(x).argmax())
+        maps = LayerScoreCAM(model, model.conv2).attribute(x, target)
+        expected = {
+            "average_drop": average_drop(model, x, maps, target),
+            "average_increase": average_increase(model, x, maps, target),
+            "insertion:steps=5": insertion(model, x, maps, target, steps=5).auc,
+            "deletion": deletion(model, x, maps, target).auc,
+        }
+        for metric, value in expected.items():
+            assert values(found.rows, "score-cam", metric)[i] == pytest.approx(float(value), abs=1e-5), metric
+    curve = next(row for row in found.rows if row["metric"] == "insertion:steps=5")
+    assert len(curve["curve"]) == len(curve["shares"]) == 6
+    assert {row["target"] for row in found.rows} <= set(range(5))
+
+
+def test_area_is_that_of_the_mask_in_the_pictures_size(tmp_path: Path) -> None:
+    found = run(tmp_path, metrics=["complexity"])
+    loaded = small()
+    x = dataset()[0].image[None]
+    maps = LayerScoreCAM(loaded.model, loaded.model.conv2).attribute(x, int(loaded.model(x).argmax()))
+    whole = nn.functional.interpolate(maps, (16, 16), mode="bilinear")
+    assert values(found.rows, "score-cam", "complexity")[0] == pytest.approx(float(complexity(whole)), abs=1e-5)
+
+
+def test_a_drop_never_comes_without_the_masks_area(tmp_path: Path) -> None:
+    found = run(tmp_path, metrics=["average_drop"])
+    assert {row["metric"] for row in found.rows} >= {"average_drop", "complexity"}
+    assert "area" in next((tmp_path / "tables").glob("*.md")).read_text()
+
+
+def test_costs_are_those_of_each_method_alone(tmp_path: Path) -> None:
+    methods = ["grad-cam", "score-cam", "union-cam", "fusion-cam", "ablation-cam"]
+    shared = run(tmp_path / "a", methods=methods, metrics=["complexity"])
+    alone = {each: run(tmp_path / each, methods=[each], metrics=["complexity"]).rows for each in methods}
+    for method in methods:
+        for cost in ("rows", "backward_rows"):
+            assert values(shared.rows, method, cost) == values(alone[method], method, cost), (method, cost)
+        assert min(values(shared.rows, method, "seconds")) > 0
+    assert set(values(shared.rows, "fusion-cam", "rows")) == {8 + 5}
+    assert set(values(shared.rows, "fusion-cam", "backward_rows")) == {1}
+    assert set(values(shared.rows, "score-cam", "rows")) == {8 + 1}
+
+
+def test_labels_are_explained_if_asked_for(tmp_path: Path) -> None:
+    found = run(tmp_path, target="label", metrics=["complexity"])
+    targets = {row["image"]: row["target"] for row in found.rows}
+    assert targets == {f"image {i}": i % 5 for i in range(4)}
+    unknown = run(tmp_path / "b", dataset(labels=False), target="label", metrics=["complexity"])
+    assert not unknown.rows
+
+
+def test_of_several_right_labels_the_networks_best_counts(tmp_path: Path) -> None:
+    loaded = small()
+    (example,) = dataset(1)
+    best = int(loaded.model(example.image[None])[0, [1, 3]].argmax())
+    found = run(tmp_path, [Example("a", example.image, (1, 3))], loaded, target="label", metrics=["complexity"])
+    assert {row["target"] for row in found.rows} == {(1, 3)[best]}
+
+
+def test_labels_by_name_and_by_the_order_of_folders(tmp_path: Path) -> None:
+    data = [Example(f"{name}.png", x, (name,)) for name, x in zip("edcba", images(5, 3, 16, 16), strict=True)]
+    by_order = run(tmp_path / "a", data, target="label", metrics=["complexity"])
+    assert {row["image"]: row["target"] for row in by_order.rows} == {f"{n}.png": i for i, n in enumerate("abcde")}
+    named = small()._replace(class_names=["e", "D", "c", "b", "a"])
+    by_name = run(tmp_path / "b", data, named, target="label", metrics=["complexity"])
+    assert {row["image"]: row["target"] for row in by_name.rows} == {f"{n}.png": i for i, n in enumerate("edcba")}
+    fewer = run(tmp_path / "c", data[:3], target="label", metrics=["complexity"])
+    assert not fewer.rows, "three folders are not the five outputs"
+
+
+def test_places_go_through_the_preprocessing(tmp_path: Path) -> None:
+    image = Image.new("RGB", (32, 64), "red")  # squeezed to 16 x 16
+    region = Region((2,), ((0.0, 0.0, 16.0, 32.0),))
+    data = [Example("a", image, (2,), (region,)), Example("b", image, (3,), (region,)), Example("c", image, (2,))]
+
+    def corner(model: Any, layer: Any, inputs: Tensor, target: int) -> Tensor:
+        return nn.functional.pad(torch.ones(1, 1, 8, 8), (0, 8, 0, 8))
+
+    metrics = ["pointing_game:tolerance=0", "energy_pointing_game", "localization_iou", "segmentation_iou"]
+    found = run(tmp_path, data, methods={"corner": corner}, metrics=metrics, target="label")
+    for metric in metrics:
+        known, other_class, nowhere = values(found.rows, "corner", metric)
+        assert known == pytest.approx(100.0 if "pointing_game:" in metric else 1.0)
+        assert other_class is None
+        assert nowhere is None
+    assert {row.get("error") for row in found.rows if row["image"] == "b" and row["metric"] in metrics} == {
+        "the object's place is not known"
+    }
+
+
+def test_every_metric_runs(tmp_path: Path) -> None:
+    found = evaluate(
+        "bundled", "bundled", output=tmp_path, methods=["fusion-cam", "xgrad-cam"], metrics=list(METRICS), limit=1,
+        pictures=1, show_progress=False, target="label",
+    )  # fmt: skip
+    missing = {(row["metric"], row["method"], row["error"]) for row in found.rows if row["value"] is None}
+    assert missing == {("win_rate", "xgrad-cam", "no reference method")} or not missing
+    assert list((tmp_path / "maps").rglob("*.png"))
+
+
+def test_wins_are_against_the_reference(tmp_path: Path) -> None:
+    found = run(tmp_path, metrics=["average_drop", "win_rate"], reference="score-cam")
+    drops = [values(found.rows, method, "average_drop") for method in ("grad-cam", "score-cam")]
+    wins = [100.0 * (a < b) for a, b in zip(*drops, strict=True)]
+    assert values(found.rows, "grad-cam", "win_rate") == wins
+
+
+# ------------------------------------------------------------------------------------------------------------- methods
+
+
+def test_words() -> None:
+    assert parse("score-cam") == ("score-cam", {})
+    assert parse("score-cam:weighting=increase").options == {"weighting": "increase"}
+    assert parse("a.b:c:x=1,y=None") == ("a.b:c", {"x": 1, "y": None})
+    assert split(["a:x=1,y=2,b", "c:d", "a:x=1,y=2"]) == ["a:x=1,y=2", "b", "c:d"]
+    with pytest.raises(ValueError, match="is not option=value"):
+        parse("fusion-cam:theta=1,raw")
+
+
+def test_theta_makes_a_method_of_each_value(tmp_path: Path) -> None:
+    found = run(tmp_path, methods=["grad-cam", "fusion-cam:weighting=raw"], theta=[0, 50], metrics=["complexity"])
+    labels = {row["method"] for row in found.rows}
+    assert labels == {"grad-cam", "fusion-cam:weighting=raw,theta=0", "fusion-cam:weighting=raw,theta=50"}
+
+
+def test_stages_of_a_fusion() -> None:
+    model, x = make(FlatHead), images(1, 3, 8, 8)
+    for cls, name in ((LayerFusionCAM, "fusion-cam"), (LayerUnionCAM, "union-cam")):
+        fusion = cls(model, model.conv2, theta=60)
+        full, details = fusion.attribute(x, 1, return_details=True)
+        assert torch.allclose(Stage(fusion, "full").attribute(x, 1), full, atol=1e-6)
+        assert torch.allclose(Stage(fusion, "union").attribute(x, 1), details.union_map, atol=1e-6)
+        plain = Stage(fusion, "sum").attribute(x, 1)
+        assert torch.allclose(plain, normalize(details.gradient_map + details.region_map), atol=1e-6)
+        denoised = Stage(fusion, "denoised").attribute(x, 1)
+        assert torch.allclose(denoised, normalize(details.denoised_map + details.region_map), atol=1e-6)
+        place = Place(model, [model.conv2], [])
+        built = build(f"{name}:stage=sum,theta=60", place, {}, {})(x, 1)
+        assert torch.allclose(built, plain, atol=1e-6) == (name == "fusion-cam"), "UnionCAM's gradients undenoised"
+
+
+def test_methods_and_metrics_of_ones_own(tmp_path: Path) -> None:
+    def brightness(model: Any, layer: Any, inputs: Tensor, target: Any) -> Tensor:
+        assert isinstance(layer, nn.Module)
+        return inputs.abs().mean(1, keepdim=True)
+
+    def peak(forward_func: Any, inputs: Tensor, attributions: Tensor, target: Any, example: Any) -> Tensor:
+        """Largest value."""
+        assert example.name.startswith("image")
+        return attributions.flatten(1).amax(1)
+
+    loaded = small()
+    found = run(
+        tmp_path, None, loaded, methods={"grad": "grad-cam", "mine": brightness, "saliency": Saliency(loaded.model)},
+        metrics=["average_drop", peak],
+    )  # fmt: skip
+    expected = [float(example.image.abs().mean(0).max()) for example in dataset()]
+    assert values(found.rows, "mine", "peak") == pytest.approx(expected)
+    assert len(values(found.rows, "saliency", "average_drop")) == 4
+    assert "mine" in (tmp_path / "index.html").read_text()
+
+
+def test_by_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_cams.py").write_text(
+        "def ones(model, layer, inputs, target, value=1.0):\n    return inputs[:, :1] * 0 + value\n"
+        "def area(forward_func, inputs, attributions, target):\n    return attributions.mean((1, 2, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = run(
+        tmp_path / "out",
+        methods=["my_cams:ones", "my_cams:ones:value=3", "captum.attr:Saliency:abs=False"],
+        metrics=["my_cams:area"],
+    )
+    assert values(found.rows, "my_cams:ones", "my_cams:area") == [1.0] * 4
+    assert values(found.rows, "my_cams:ones:value=3", "my_cams:area") == [3.0] * 4
+    assert len(values(found.rows, "captum.attr:Saliency:abs=False", "my_cams:area")) == 4
+
+
+def test_a_method_that_fails_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def moody(model: Any, layer: Any, inputs: Tensor, target: Any) -> Any:
+        if float(inputs[0, 0, 0, 0]) == float(dataset()[1].image[0, 0, 0]):
+            raise RuntimeError("not this one")
+        return inputs[:, :1]
+
+    def wrong(forward_func: Any, inputs: Tensor, attributions: Tensor, target: Any) -> Tensor:
+        return torch.tensor(float("nan"))
+
+    found = run(tmp_path, methods={"moody": moody, "grad": "grad-cam"}, metrics=["complexity", wrong])
+    failed = [row for row in found.rows if row.get("error", "").startswith("RuntimeError")]
+    assert {(row["image"], row["method"]) for row in failed} == {("image 1", "moody")}
+    assert {row["error"] for row in found.rows if row["metric"] == "wrong" and row["method"] == "grad"} == {
+        "not finite"
+    }
+    assert "moody fails on image 1: RuntimeError: not this one" in capsys.readouterr().out
+    assert len([value for value in values(found.rows, "grad", "complexity") if value is not None]) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": ["fusion-cat"]}, "no method 'fusion-cat'.*fusion-cam"),
+        ({"methods": ["fusion-cam:teta=3"]}, "no option 'teta'.*theta"),
+        ({"methods": ["fusion-cam:theta=300"]}, "theta must be a percentile"),
+        ({"methods": []}, "methods: there is none"),
+        ({"methods": {"x": 3}}, "method '3' must be an attribution or a function"),
+        ({"methods": ["nowhere.to_be:found"]}, "nowhere.to_be:found could not be imported"),
+        ({"metrics": ["average_dop"]}, "no metric 'average_dop'.*average_drop"),
+        ({"metrics": ["insertion:stops=3"]}, "insertion has no option 'stops'"),
+        ({"preset": "fusion"}, "no preset 'fusion'.*fusioncam-table"),
+        ({"reference": "rise"}, "reference must be one of the methods"),
+        ({"target": "best"}, "target must be one of"),
+        ({"limit": 0}, "limit must be an int of at least 1"),
+        ({"threads": 0}, "threads must be"),
+        ({"perturbations_per_eval": 0}, "perturbations_per_eval must be"),
+        ({"layer": "conv7"}, "layer: .*conv7"),
+        ({"layer": ["a", "b"]}, "layer: there are 2 names for 1 models"),
+        ({"score_fn": "sofmax"}, "sofmax"),
+        ({"weights": ["a", "b"]}, "weights: there are 2 for 1 models"),
+        ({"data": []}, "dataset: it is empty"),
+        ({"data": "/nowhere"}, "dataset: there is no file or folder"),
+        ({"model": 3}, "model must be"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_run(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "out", **{"methods": ["grad-cam"], **options})
+    assert not list((tmp_path / "out").rglob("*.jsonl")) or not (tmp_path / "out/rows/rank-0.jsonl").read_text()
+
+
+def test_pictures_that_are_broken_are_counted_and_named(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    found = run(tmp_path / "out", tmp_path, metrics=["complexity"])
+    assert {row["image"] for row in found.rows} == {"a.png"}
+    assert "b.png" in (tmp_path / "out/index.html").read_text()
+    Image.new("RGB", (20, 20), "blue").save(tmp_path / "b.png")
+    assert {row["image"] for row in run(tmp_path / "out", tmp_path, metrics=["complexity"]).rows} == {"a.png", "b.png"}
+
+
+class Views(Net):
+    """Takes contiguous activations only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu2(self.conv2(self.relu1(self.conv1(x))))
+        return self.head(x.view(len(x), -1).unflatten(1, (8, -1)).mean(2))
+
+
+def test_networks_that_refuse_channels_last(tmp_path: Path) -> None:
+    found = run(tmp_path, model=small(kind=Views), metrics=["complexity"])
+    assert not [row for row in found.rows if "error" in row]
+    assert "contiguous" in (tmp_path / "run.json").read_text()
+
+
+def test_several_models(tmp_path: Path) -> None:
+    found = run(tmp_path, model=[small("first"), small("second", seed=5)], metrics=["complexity"])
+    assert {row["model"] for row in found.rows} == {"first", "second"}
+    assert len(list((tmp_path / "tables").glob("*.csv"))) == 4
+    with pytest.raises(ValueError, match="two called 'first'"):
+        run(tmp_path / "b", model=[small("first"), small("first")])
+
+
+def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
+    loaded = small()
+    before = torch.get_num_threads()
+    run(tmp_path, model=loaded, metrics=["average_drop"], threads=2)
+    assert hooks_on(loaded.model) == 0
+    assert torch.get_num_threads() == before
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
+# -------------------------------------------------------------------------------------------------------- interrupted
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    methods = ["grad-cam", "score-cam", "union-cam", "fusion-cam"]
+    metrics = [*METRICS_OF_TABLE, "deletion:steps=4"]
+    whole = run(tmp_path / "whole", methods=methods, metrics=metrics)
+    path = tmp_path / "part" / "rows" / "rank-0.jsonl"
+    run(tmp_path / "part", methods=methods, metrics=metrics)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for cut in (0, 1, 7, 20, 33, len(lines) - 1):
+        path.write_bytes(b"".join(lines[:cut]) + lines[cut][:-5])  # killed in the middle of a line
+        part = run(tmp_path / "part", methods=methods, metrics=metrics)
+        pairs = zip(part.rows, whole.rows, strict=True)
+        assert all(a == b for a, b in pairs if a["metric"] != "seconds"), cut
+        assert content(tmp_path / "part") == content(tmp_path / "whole")
+        assert len(path.read_bytes().splitlines()) == len(lines), "nothing is run twice"
+
+
+def test_more_images_methods_and_metrics_are_added(tmp_path: Path) -> None:
+    run(tmp_path, limit=2, metrics=["complexity"])
+    run(tmp_path, limit=3, metrics=["complexity", "average_drop"])
+    found = run(tmp_path, methods=["grad-cam", "score-cam", "xgrad-cam"], metrics=["complexity", "average_drop"])
+    whole = run(tmp_path / "b", methods=["grad-cam", "score-cam", "xgrad-cam"], metrics=["complexity", "average_drop"])
+    assert content(tmp_path) == content(tmp_path / "b")
+    fewer = run(tmp_path, limit=2, metrics=["complexity"])
+    assert len(found.rows) == len(whole.rows) == 4 * 3 * (2 + 3)
+    assert len(fewer.rows) == 2 * 2 * (1 + 3), "a report is of what was asked for"
+
+
+@pytest.mark.parametrize(
+    "change", [{"perturbations_per_eval": 2}, {"target": "label"}, {"seed": 3}, {"threads": 2}, {"score_fn": "sigmoid"}]
+)
+def test_rows_of_other_settings_are_not_mixed(tmp_path: Path, change: dict[str, Any]) -> None:
+    run(tmp_path, limit=1, metrics=["complexity"])
+    with pytest.raises(ValueError, match=f"made with {next(iter(change))} = .* choose another folder"):
+        run(tmp_path, limit=1, metrics=["complexity"], **change)
+
+
+def test_rows_of_other_weights_are_not_mixed(tmp_path: Path) -> None:
+    run(tmp_path, limit=1, metrics=["complexity"])
+    with pytest.raises(ValueError, match="made with weights"):
+        run(tmp_path, limit=1, metrics=["complexity"], model=small(seed=9))
+    with pytest.raises(ValueError, match="made with layer"):
+        run(tmp_path, limit=1, metrics=["complexity"], layer="conv1")
+
+
+def test_two_runs_in_one_folder(tmp_path: Path) -> None:
+    with (
+        Store(tmp_path / "rows"),
+        pytest.raises(ValueError, match="another run is writing"),
+    ):
+        run(tmp_path, limit=1)
+    run(tmp_path, limit=1)
+
+
+def test_rows_on_disk(tmp_path: Path) -> None:
+    row = {"model": "m", "image": "i", "method": "x", "metric": "y", "value": 1.0}
+    with Store(tmp_path, 0) as store:
+        store.append([row, {**row, "image": "j", "value": None, "error": "once"}])
+    with Store(tmp_path, 3) as store:
+        store.append([{**row, "value": None, "error": "late"}, {**row, "image": "j", "value": 2.0}])
+    with (tmp_path / "rank-0.jsonl").open("ab") as file:
+        file.write(b'not json\n["a"]\n{"model": "m", "image"')
+    assert {each["image"]: each["value"] for each in Store(tmp_path).rows()} == {"i": 1.0, "j": 2.0}
+    with Store(tmp_path, 0) as store:
+        store.append([{**row, "image": "k"}])
+        assert {each["image"] for each in store.rows()} == {"i", "j", "k"}
+    with pytest.raises(ValueError, match=r"nan|JSON"), Store(tmp_path, 0) as store:
+        store.append([{**row, "value": float("nan")}])
+
+
+BUNDLED = ["evaluate", "bundled", "--model", "bundled", "--preset", "fusioncam-table", "--pictures", "0"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(*arguments: str | Path, launcher: tuple[str, ...] = ()) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        *(launcher or ()),
+        *(("-m",) if launcher else ()),
+        "captum_fusion",
+        *map(str, arguments),
+    ]
+
+
+def test_killed_and_divided_runs_give_the_same_tables(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    subprocess.run(command(*BUNDLED, "--output", whole), check=True, env=ENVIRONMENT, capture_output=True)
+
+    killed, rows = tmp_path / "killed", tmp_path / "killed/rows/rank-0.jsonl"
+    process = subprocess.Popen(
+        command(*BUNDLED, "--output", killed), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 120
+    while (not rows.exists() or rows.read_bytes().count(b"\n") < 60) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    written = rows.read_bytes()
+    assert 60 <= written.count(b"\n") < (whole / "rows/rank-0.jsonl").read_bytes().count(b"\n"), "killed in the middle"
+    subprocess.run(command(*BUNDLED, "--output", killed), check=True, env=ENVIRONMENT, capture_output=True)
+    assert content(killed) == content(whole)
+    kept = written[: written.rfind(b"\n") + 1]
+    assert rows.read_bytes().startswith(kept), "nothing finished is run again"
+
+    divided = tmp_path / "divided"
+    two = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = subprocess.run(
+        command(*BUNDLED, "--output", divided, launcher=two),
+        check=False,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (divided / "rows").glob("*.jsonl")) == ["rank-0.jsonl", "rank-1.jsonl"]
+    assert content(divided) == content(whole)
+    again = subprocess.run(
+        command(*BUNDLED, "--output", divided), check=True, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert "AD" in again.stdout, "one process goes on where two were, and prints the table"
+    assert content(divided) == content(whole)
+    images = [
+        {json.loads(line)["image"] for line in path.read_text().splitlines()}
+        for path in sorted((divided / "rows").glob("*.jsonl"))
+    ]
+    assert images[0].isdisjoint(images[1])
+
+
+def test_an_error_ends_all_processes(tmp_path: Path) -> None:
+    two = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    wrong = [*BUNDLED, "--layer", "nowhere", "--output", tmp_path]
+    done = subprocess.run(
+        command(*wrong, launcher=two), check=False, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert "layer: " in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_run(tmp_path: Path, preset: str) -> None:
+    found = evaluate(
+        open_dataset("bundled"), small_demo(), output=tmp_path, preset=preset, limit=1, pictures=0, show_progress=False
+    )
+    failed = {(row["method"], row["metric"], row["error"]) for row in found.rows if "error" in row}
+    assert not failed
+    assert (tmp_path / "index.html").is_file()
+
+
+def small_demo() -> models.LoadedModel:
+    """The bundled network on pictures of half the size."""
+    loaded = models.load_model("bundled")
+
+    def preprocess(image: Image.Image) -> Tensor:
+        return nn.functional.interpolate(loaded.preprocess(image), scale_factor=0.5)
+
+    return loaded._replace(name="half", preprocess=preprocess)
+
+
+def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from captum_fusion.__main__ import main
+
+    words = ["evaluate", "bundled", "--model", "bundled", "--methods", "grad-cam,hires-cam", "--limit", "1"]
+    words += ["--metrics", "complexity,energy_pointing_game", "--output", str(tmp_path), "--pictures", "0"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "hires-cam" in printed
+    assert "index.html" in printed
+    assert "captum-fusion evaluate bundled" in (tmp_path / "index.html").read_text()
+    assert main([*words, "--layer", "nowhere"]) == 2
+    assert "layer: " in capsys.readouterr().err
+    assert demo.CLASSES
