@@ -523,3 +523,23 @@ def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*words, "--layer", "nowhere"]) == 2
     assert "layer: " in capsys.readouterr().err
     assert demo.CLASSES
+
+
+def test_machines_with_disks_of_their_own(tmp_path: Path) -> None:
+    script = tmp_path / "each.py"
+    script.write_text(
+        "import os, sys\nfrom captum_fusion.evaluation import evaluate\n"
+        "os.environ['LOCAL_RANK'] = '0'  # each process on a machine of its own\n"
+        "evaluate('bundled', 'bundled', output=os.path.join(sys.argv[1], os.environ['RANK']),\n"
+        "         methods=['grad-cam', 'hires-cam'], metrics=['complexity'], pictures=0)\n"
+    )
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path)]
+    done = subprocess.run([sys.executable, *two], check=False, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "0" / "rows").glob("*.jsonl"))) == 1
+    assert not (tmp_path / "1" / "tables").exists()
+    evaluate(
+        "bundled", "bundled", output=tmp_path / "one", methods=["grad-cam", "hires-cam"], metrics=["complexity"],
+        pictures=0, show_progress=False,
+    )  # fmt: skip
+    assert content(tmp_path / "0") == content(tmp_path / "one")

@@ -38,9 +38,10 @@ class Evaluation(NamedTuple):
     """What :func:`evaluate` found.
 
     Attributes:
-        rows: One for each model, image, method and metric, as on disk.
-        cells: Their summaries (:class:`captum_fusion.evaluation.reporting.Cell`); empty on all processes but the first.
-        files: The files of the report; empty on all processes but the first.
+        rows: One for each model, image, method and metric, as on disk; empty on all processes but the first, like the
+            other two.
+        cells: Their summaries (:class:`captum_fusion.evaluation.reporting.Cell`).
+        files: The files of the report.
     """
 
     rows: list[Row]
@@ -466,25 +467,36 @@ def _run(
         problems = [each for each in world.broadcast(world.gather(error and str(error))) if each]
         if problems:
             raise ValueError(problems[0])
+        same_disk = _same_disk(job.folder, world)
         for number, (name, loader) in enumerate(loaders.items()):
             _run_model(job, name, loader, number, device, workers, world, mine, show_progress)
-        wanted = {(model, image) for model in loaders for image in job.names}
-        cells = {(method, metric) for method in job.methods for metric in job.wanted(method)}
-        found = [
-            row
-            for row in mine.rows()
-            if (row["model"], row["image"]) in wanted and (row["method"], row["metric"]) in cells
-        ]
-        gathered = world.gather((found, job.skipped))
-    if not gathered:
-        return found
+        # Rows on a disk that the first process does not see are sent to it, by one process of that machine.
+        sends = world.rank > 0 and world.local_rank == 0 and not same_disk
+        gathered = world.gather((list(mine.rows()) if sends else [], job.skipped))
+        rows = list(mine.rows()) if world.rank == 0 else []
+    wanted = {(model, image) for model in loaders for image in job.names}
+    cells = {(method, metric) for method in job.methods for metric in job.wanted(method)}
     together: dict[store.Key, Row] = {}
-    for rows, skipped in gathered:
+    for some, skipped in [(rows, {}), *gathered]:
         job.skipped.update(skipped)
-        for row in rows:
+        for row in some:
             if "error" not in row or store.key_of(row) not in together:
                 together[store.key_of(row)] = row
-    return sorted(together.values(), key=lambda row: store.key_of(row))
+    asked_for = [
+        row
+        for row in together.values()
+        if (row["model"], row["image"]) in wanted and (row["method"], row["metric"]) in cells
+    ]
+    return sorted(asked_for, key=store.key_of)
+
+
+def _same_disk(folder: Path, world: _World) -> bool:
+    """Whether the first process writes to the very folder that this one sees."""
+    path, token = folder / "rows" / ".token", world.broadcast(os.urandom(8).hex())
+    if world.rank == 0 and world.size > 1:
+        store.write_whole(path, token.encode())
+    world.broadcast(None)
+    return world.rank == 0 or (path.is_file() and path.read_text() == token)
 
 
 def _agree(path: Path, settings: dict[str, Any], part: str = "run") -> None:
