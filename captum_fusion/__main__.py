@@ -263,7 +263,7 @@ def _add_evaluate(commands: Any) -> None:
         "--threads", type=int, default=1, metavar="N", help="of each process (default: 1; use torchrun for more cores)"
     )
     running.add_argument(
-        "--perturbations-per-eval", type=int, default=4, metavar="N", help="masked rows at once (default: 4)"
+        "--perturbations-per-eval", type=int, metavar="N", help="masked rows at once (default: 4 on a CPU, else 64)"
     )
     running.add_argument(
         "--pictures", type=int, default=4, metavar="N", help="how many pictures' maps are drawn (default: 4)"

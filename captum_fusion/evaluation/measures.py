@@ -27,11 +27,11 @@ class Subject:
 
     Attributes:
         model: The network.
-        inputs: What it was shown, (1, C, H, W).
-        attributions: What the method returned, (1, C, *spatial).
+        inputs: What it was shown, ``(1, C, H, W)``.
+        attributions: What the method returned, ``(1, C, *spatial)``.
         target: The explained class.
         example: The picture's description.
-        regions: Where the objects of the explained class are in ``inputs``, one mask for each, bool (B, H, W).
+        regions: Where the objects of the explained class are in ``inputs``, one mask for each, bool ``(B, H, W)``.
         explain: The method, for metrics that explain again.
         options: ``score_fn`` and ``perturbations_per_eval``.
         rival_drop: The drop under the reference method's map, if it is known.

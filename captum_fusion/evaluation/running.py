@@ -176,7 +176,7 @@ def evaluate(
     device: str | None = None,
     workers: int = 0,
     threads: int = 1,
-    perturbations_per_eval: int = 4,
+    perturbations_per_eval: int | None = None,
     seed: int = 0,
     pictures: int = 4,
     year: str | None = None,
@@ -235,7 +235,7 @@ def evaluate(
         threads (int, optional): Of torch, in each process.
             Default: 1
         perturbations_per_eval (int, optional): Masked rows in one call of the network.
-            Default: 4
+            Default: None (4 on a CPU, 64 elsewhere)
         seed (int, optional): Of the methods and metrics that draw at random, and of the bootstrap.
             Default: 0
         pictures (int, optional): Of how many images the maps are drawn.
@@ -277,7 +277,10 @@ def evaluate(
         reference = chosen.reference if chosen.reference in labelled else list(labelled)[-1]
     if reference not in labelled:
         raise ValueError(f"reference must be one of the methods {', '.join(labelled)}, not {reference!r}")
-    _check(target=target, limit=limit, workers=workers, threads=threads, perturbations_per_eval=perturbations_per_eval)
+    given = list(model) if isinstance(model, (list, tuple)) and not isinstance(model, models.LoadedModel) else [model]
+    device = device or _device_of(given)
+    chunk = (4 if device == "cpu" else 64) if perturbations_per_eval is None else perturbations_per_eval
+    _check(target=target, limit=limit, workers=workers, threads=threads, perturbations_per_eval=chunk)
     functional.score_function(score_fn or "softmax")
     examples = _open(dataset, Path(output), year, image_set) if isinstance(dataset, (str, Path)) else dataset
     number = len(examples) if limit is None else min(limit, len(examples))
@@ -286,7 +289,6 @@ def evaluate(
     folder = Path(output)
     source = str(Path(dataset).resolve()) if isinstance(dataset, (str, Path)) and dataset != "bundled" else "bundled"
     source = source if isinstance(dataset, (str, Path)) else f"{type(dataset).__name__} of {len(dataset)}"
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     job = _Job(
         examples,
         _names(examples, number),
@@ -298,7 +300,7 @@ def evaluate(
         target,
         [layer] if isinstance(layer, str) else layer,
         score_fn,
-        perturbations_per_eval,
+        chunk,
         threads,
         seed,
         chosen.share,
@@ -307,7 +309,6 @@ def evaluate(
         pictures,
         folder,
     )
-    given = list(model) if isinstance(model, (list, tuple)) and not isinstance(model, models.LoadedModel) else [model]
     loaders = _models(given, weights, classes, whole_image)
     if job.layer is not None and len(job.layer) not in (1, len(loaders)):
         raise ValueError(f"layer: there are {len(job.layer)} names for {len(loaders)} models")
@@ -442,6 +443,15 @@ def _models(given: Sequence[Any], weights: Any, classes: str | None, whole_image
             raise ValueError(f"model: there are two called {label!r}; give LoadedModels with names of their own")
         found[label] = loader
     return found
+
+
+def _device_of(given: Sequence[Any]) -> str:
+    """Where a network of the user's is, or the best that there is for those of a name."""
+    for each in given:
+        module = each.model if isinstance(each, models.LoadedModel) else each
+        if isinstance(module, nn.Module):
+            return next((str(parameter.device) for parameter in module.parameters()), "cpu")
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _same(value: Any) -> Any:
