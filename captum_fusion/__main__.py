@@ -342,6 +342,11 @@ def _evaluate(options: argparse.Namespace) -> None:
         found = evaluate(given.pop("dataset"), given.pop("model"), settings={"command": command}, **given)
     except (ValueError, TypeError) as error:
         raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"output: {options.output} could not be written ({error})") from error
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on from the rows in {options.output}", file=sys.stderr)
+        raise SystemExit(130) from None
     tables = [file for file in found.files if file.suffix == ".md" and not file.stem.endswith("_cost")]
     for table in tables:
         print(table.read_text(encoding="utf-8"))

@@ -18,13 +18,13 @@ from captum.attr import Saliency
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM, demo, models
+from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM, models
 from captum_fusion.evaluation import METRICS, PRESETS, Example, Region, evaluate, open_dataset
 from captum_fusion.evaluation.methods import Place, Stage, build, parse, split
 from captum_fusion.evaluation.store import Store
 from captum_fusion.functional import normalize
 from captum_fusion.metrics import average_drop, average_increase, complexity, deletion, insertion
-from tests.networks import FlatHead, Net, hooks_on, images, make
+from tests.networks import FlatHead, Net, WithBatchNorm, hooks_on, images, make
 
 METRICS_OF_TABLE = ["average_drop", "average_increase", "complexity"]
 
@@ -121,8 +121,8 @@ def test_labels_are_explained_if_asked_for(tmp_path: Path) -> None:
     found = run(tmp_path, target="label", metrics=["complexity"])
     targets = {row["image"]: row["target"] for row in found.rows}
     assert targets == {f"image {i}": i % 5 for i in range(4)}
-    unknown = run(tmp_path / "b", dataset(labels=False), target="label", metrics=["complexity"])
-    assert not unknown.rows
+    with pytest.raises(ValueError, match=r"none of the 4 pictures could be explained.*it has no label"):
+        run(tmp_path / "b", dataset(labels=False), target="label", metrics=["complexity"])
 
 
 def test_of_several_right_labels_the_networks_best_counts(tmp_path: Path) -> None:
@@ -140,8 +140,11 @@ def test_labels_by_name_and_by_the_order_of_folders(tmp_path: Path) -> None:
     named = small()._replace(class_names=["e", "D", "c", "b", "a"])
     by_name = run(tmp_path / "b", data, named, target="label", metrics=["complexity"])
     assert {row["image"]: row["target"] for row in by_name.rows} == {f"{n}.png": i for i, n in enumerate("edcba")}
-    fewer = run(tmp_path / "c", data[:3], target="label", metrics=["complexity"])
-    assert not fewer.rows, "three folders are not the five outputs"
+    with pytest.raises(ValueError, match="its label 'e' is none of the network's classes"):
+        run(tmp_path / "c", data[:3], target="label", metrics=["complexity"])  # three folders are not the five outputs
+    mixed = small()._replace(class_names=["e", "x", "c", "b", "a"])  # then the folder "d" is not the fourth class
+    found = run(tmp_path / "d", data, mixed, target="label", metrics=["complexity"])
+    assert {row["image"] for row in found.rows} == {"a.png", "b.png", "c.png", "e.png"}
 
 
 def test_places_go_through_the_preprocessing(tmp_path: Path) -> None:
@@ -169,8 +172,7 @@ def test_every_metric_runs(tmp_path: Path) -> None:
         "bundled", "bundled", output=tmp_path, methods=["fusion-cam", "xgrad-cam"], metrics=list(METRICS), limit=1,
         pictures=1, show_progress=False, target="label",
     )  # fmt: skip
-    missing = {(row["metric"], row["method"], row["error"]) for row in found.rows if row["value"] is None}
-    assert missing == {("win_rate", "xgrad-cam", "no reference method")} or not missing
+    assert not [row for row in found.rows if row["value"] is None]
     assert list((tmp_path / "maps").rglob("*.png"))
 
 
@@ -179,6 +181,14 @@ def test_wins_are_against_the_reference(tmp_path: Path) -> None:
     drops = [values(found.rows, method, "average_drop") for method in ("grad-cam", "score-cam")]
     wins = [100.0 * (a < b) for a, b in zip(*drops, strict=True)]
     assert values(found.rows, "grad-cam", "win_rate") == wins
+    assert values(found.rows, "score-cam", "win_rate") == [0.0] * 4
+    other = run(tmp_path, metrics=["average_drop", "win_rate"], reference="grad-cam")
+    assert values(other.rows, "score-cam", "win_rate") == [100.0 * (b < a) for a, b in zip(*drops, strict=True)]
+    named = {"wr": "win_rate", "sw": "win_rate:score_fn=sigmoid", "drop": "average_drop:score_fn=sigmoid"}
+    options = run(tmp_path / "b", metrics=named, reference="score-cam")
+    assert values(options.rows, "grad-cam", "wr") == wins
+    drops = [values(options.rows, method, "drop") for method in ("grad-cam", "score-cam")]
+    assert values(options.rows, "grad-cam", "sw") == [100.0 * (a < b) for a, b in zip(*drops, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------------------- methods
@@ -278,10 +288,18 @@ def test_a_method_that_fails_fails_alone(tmp_path: Path, capsys: pytest.CaptureF
         ({"methods": ["fusion-cam:teta=3"]}, "no option 'teta'.*theta"),
         ({"methods": ["fusion-cam:theta=300"]}, "theta must be a percentile"),
         ({"methods": []}, "methods: there is none"),
-        ({"methods": {"x": 3}}, "method '3' must be an attribution or a function"),
+        ({"methods": {"x": 3}}, "methods: '3' must be an attribution or a function"),
+        ({"methods": ["captum.attr:Saliency:asb=False"]}, "methods: captum.attr:Saliency has no option 'asb'"),
         ({"methods": ["nowhere.to_be:found"]}, "nowhere.to_be:found could not be imported"),
         ({"metrics": ["average_dop"]}, "no metric 'average_dop'.*average_drop"),
         ({"metrics": ["insertion:stops=3"]}, "insertion has no option 'stops'"),
+        ({"metrics": ["insertion:steps=-3"]}, "metrics: insertion:steps=-3: steps must be"),
+        ({"metrics": {"average_drop": "average_drop", "complexity": average_drop}}, "name yours otherwise"),
+        ({"pictures": -1}, "pictures must be an int of at least 0"),
+        ({"weights": "DEFAULT"}, "this one is loaded already"),
+        ({"model": small()._replace(class_names=["a"])}, "classes: there are 1 names for 5 outputs"),
+        ({"model": [small("a"), small("b")], "methods": {"x": Saliency(nn.Identity())}}, "explains one model"),
+        ({"model": ["bundled", "tests.networks:nothing"]}, "model: tests.networks:nothing could not be imported"),
         ({"preset": "fusion"}, "no preset 'fusion'.*fusioncam-table"),
         ({"reference": "rise"}, "reference must be one of the methods"),
         ({"target": "best"}, "target must be one of"),
@@ -302,7 +320,7 @@ def test_what_does_not_fit_is_said_before_anything_is_run(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "out", **{"methods": ["grad-cam"], **options})
-    assert not list((tmp_path / "out").rglob("*.jsonl")) or not (tmp_path / "out/rows/rank-0.jsonl").read_text()
+    assert not (tmp_path / "out").exists()
 
 
 def test_pictures_that_are_broken_are_counted_and_named(tmp_path: Path) -> None:
@@ -321,6 +339,78 @@ class Views(Net):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu2(self.conv2(self.relu1(self.conv1(x))))
         return self.head(x.view(len(x), -1).unflatten(1, (8, -1)).mean(2))
+
+
+class Tensors:
+    """A dataset of the user's, with items that are wrong in all kinds of ways."""
+
+    def __init__(self) -> None:
+        good, region = images(1, 3, 16, 16)[0], Region((2,), mask="/nowhere.png")
+        self.items: list[Any] = [
+            "/broken.png",
+            (good, 2),  # what a network takes is found out with the first that can be read
+            (torch.zeros(3, 16, 16, dtype=torch.uint8), 1),
+            (good[:1], 1),
+            (good, torch.eye(5)[2]),
+            Example("x", Image.new("RGB", (20, 20), "red"), (2,), (region,)),
+            Example("y", Image.new("RGB", (20, 20), "red"), (2,), (Region((2,), ((float("nan"), 0, 5, 5),)),)),
+        ]
+
+    def __len__(self) -> int:
+        return len(self.items) + 1
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index] if index < len(self.items) else 1 // 0
+
+
+def test_no_picture_is_the_run(tmp_path: Path) -> None:
+    found = run(tmp_path, Tensors(), metrics=["average_drop", "pointing_game"], target="label", pictures=9)
+    assert {row["image"] for row in found.rows} == {"1", "5", "6"}
+    reasons = {row["image"]: row["error"] for row in found.rows if row["metric"] == "pointing_game"}
+    assert "nowhere.png could not be read" in reasons["5"]
+    assert "not finite" in reasons["6"]
+    assert reasons["1"] == "the object's place is not known"
+    page = (tmp_path / "index.html").read_text()
+    for why in ("no file /broken.png", "floating point", "does not take an input", "index or name", "division"):
+        assert why in page, why
+
+
+def test_masks_count_before_boxes(tmp_path: Path) -> None:
+    inside = np.zeros((16, 16), bool)
+    inside[:8, :8] = True
+    region = Region((2,), ((0.0, 0.0, 16.0, 8.0),), inside)
+
+    def corner(model: Any, layer: Any, inputs: Tensor, target: int) -> Tensor:
+        return torch.from_numpy(inside[None, None].astype(np.float32))
+
+    data = [Example("a", Image.new("RGB", (16, 16), "red"), (2,), (region,))]
+    metrics = ["segmentation_iou", "localization_iou"]
+    found = run(tmp_path, data, methods={"corner": corner}, metrics=metrics, target="label")
+    assert values(found.rows, "corner", "segmentation_iou") == [1.0]
+    assert values(found.rows, "corner", "localization_iou") == [0.5]
+
+
+def test_maps_that_are_not_finite_are_no_maps(tmp_path: Path) -> None:
+    def broken(model: Any, layer: Any, inputs: Tensor, target: int) -> Tensor:
+        inputs.zero_()  # and it spoils nobody else's inputs
+        return inputs[:, :1] * float("nan")
+
+    found = run(tmp_path, methods={"broken": broken, "grad-cam": "grad-cam"}, metrics=["complexity"])
+    alone = run(tmp_path / "b", methods=["grad-cam"], metrics=["complexity"])
+    assert values(found.rows, "broken", "complexity") == [None] * 4
+    assert values(found.rows, "grad-cam", "complexity") == values(alone.rows, "grad-cam", "complexity")
+
+
+def test_a_network_in_train_mode_is_measured_in_eval_mode_and_left_in_train_mode(tmp_path: Path) -> None:
+    model = make(WithBatchNorm)
+    reference = run(tmp_path / "a", model=small()._replace(model=model), metrics=["complexity"])
+    model.train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    found = run(tmp_path / "b", model=small()._replace(model=model), metrics=["complexity"])
+    assert values(found.rows, "score-cam", "complexity") == values(reference.rows, "score-cam", "complexity")
+    assert model.training
+    assert model.norm.training
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
 def test_networks_that_refuse_channels_last(tmp_path: Path) -> None:
@@ -391,6 +481,55 @@ def test_rows_of_other_weights_are_not_mixed(tmp_path: Path) -> None:
         run(tmp_path, limit=1, metrics=["complexity"], model=small(seed=9))
     with pytest.raises(ValueError, match="made with layer"):
         run(tmp_path, limit=1, metrics=["complexity"], layer="conv1")
+    broken = [Example("image 0", dataset()[0].image), Example("broken", "/nowhere.png")]
+    with pytest.raises(ValueError, match="made with"):
+        run(tmp_path, broken, metrics=["complexity"], model=small(seed=9))
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match="what they were made with could not be read"):
+        run(tmp_path, limit=1, metrics=["complexity"])
+
+
+def test_a_label_stands_for_one_thing(tmp_path: Path) -> None:
+    run(tmp_path, limit=1, methods={"f": "grad-cam"}, metrics=["complexity"])
+    with pytest.raises(ValueError, match="made with methods 'f' = 'grad-cam'"):
+        run(tmp_path, limit=1, methods={"f": "score-cam"}, metrics=["complexity"])
+    with pytest.raises(ValueError, match="made with metrics 'complexity'"):
+        run(tmp_path, limit=1, methods={"f": "grad-cam"}, metrics={"complexity": lambda *arguments: 3.0})
+    found = run(tmp_path, limit=1, methods={"f": "grad-cam", "g": "score-cam"}, metrics=["complexity"])
+    assert {row["method"] for row in found.rows} == {"f", "g"}
+
+
+def test_a_mistake_locks_no_folder(tmp_path: Path) -> None:
+    for wrong in ({"methods": ["grad-can"]}, {"layer": "nowhere"}, {"model": small()._replace(class_names=["a"])}):
+        with pytest.raises(ValueError, match=r"grad-can|nowhere|classes"):
+            run(tmp_path / "out", **wrong)
+    run(tmp_path / "out", limit=1, target="label", metrics=["complexity"])
+
+
+def test_what_cannot_be_measured_is_not_tried_again(tmp_path: Path) -> None:
+    calls = []
+
+    def counted(model: Any, layer: Any, inputs: Tensor, target: int) -> Tensor:
+        calls.append(target)
+        return inputs[:, :1]
+
+    for _ in range(3):
+        run(tmp_path, methods={"counted": counted}, metrics=["pointing_game", "complexity"])
+    assert len(calls) == 4
+
+
+def test_a_refused_process_writes_nothing(tmp_path: Path) -> None:
+    subprocess.run(command(*BUNDLED, "--limit", "1", "--output", tmp_path), check=True, env=ENVIRONMENT)
+    before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "rows").glob("*.jsonl"))
+    two = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    other = [*BUNDLED, "--layer", "stage3", "--output", tmp_path]
+    done = subprocess.run(
+        command(*other, launcher=two), check=False, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert "made with layer" in done.stderr
+    after = sorted((path.name, path.read_bytes()) for path in (tmp_path / "rows").glob("*.jsonl"))
+    assert [each for each in after if each[1]] == before
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
@@ -522,7 +661,38 @@ def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "captum-fusion evaluate bundled" in (tmp_path / "index.html").read_text()
     assert main([*words, "--layer", "nowhere"]) == 2
     assert "layer: " in capsys.readouterr().err
-    assert demo.CLASSES
+
+
+def test_the_command_stopped_or_out_of_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from captum_fusion.__main__ import main
+
+    words = ["evaluate", "bundled", "--model", "bundled", "--methods", "grad-cam", "--limit", "1", "--pictures", "0"]
+    (tmp_path / "tables").write_text("a file where a folder is to be")
+    assert main([*words, "--output", str(tmp_path)]) == 2
+    assert "output: " in capsys.readouterr().err
+
+    def stopped(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("captum_fusion.__main__.evaluate", stopped)
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--output", str(tmp_path)])
+    assert ended.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_names_that_are_not_unicode(tmp_path: Path) -> None:
+    broken = tmp_path / "bad\udcff.png"
+    try:
+        broken.write_bytes(b"no picture")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has no such names")
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
+    found = run(tmp_path / "out", tmp_path, metrics=["complexity"])
+    assert {row["image"] for row in found.rows} == {"good.png"}
+    assert "bad" in (tmp_path / "out/index.html").read_text()
 
 
 def test_machines_with_disks_of_their_own(tmp_path: Path) -> None:

@@ -52,8 +52,11 @@ def test_a_csv_of_labels_boxes_and_masks(tmp_path: Path) -> None:
         "a.png,3,5,5,20,20.5,\n"
         "b.png,7,,,,,b_mask.png\n"
         "c.png,1 2,,,,,\n"
+        "d.png,4.0,,,,,\n"
+        "e.png,\u00b2,,,,,\n"
     )
-    first, second, third = open_dataset(table)
+    first, second, third, fourth, fifth = open_dataset(table)
+    assert (fourth.label, fifth.label) == ((4,), ("\u00b2",))
     assert first == Example("a.png", tmp_path / "a.png", (3,), (Region((3,), ((0, 1, 10, 11), (5, 5, 20, 20.5))),))
     assert second.regions == (Region((7,), mask=tmp_path / "b_mask.png"),)
     assert third.label == (1, 2)
@@ -142,13 +145,22 @@ def test_pascal_voc(tmp_path: Path) -> None:
     assert first.label == ("cat",), "the class of the largest object"
     assert [region.classes for region in first.regions] == [("cat",), ("dog",)]
     assert first.regions[1].boxes == ((0, 0, 20, 10),)
-    box, mask = (np.asarray(canvas) > 0 for canvas in first.regions[1].paint((40, 30)))
+    (box,) = (np.asarray(canvas) > 0 for canvas in first.regions[1].paint_boxes((40, 30)))
+    mask = np.asarray(first.regions[1].paint_mask((40, 30))) > 0
     assert box.sum() == 200
     assert np.array_equal(box, mask)
-    assert int((np.asarray(first.regions[0].paint((40, 30))[1]) > 0).sum()) == 18 * 28
+    assert int((np.asarray(first.regions[0].paint_mask((40, 30))) > 0).sum()) == 18 * 28
     assert second.regions == (Region(("dog",), ((4, 4, 9, 9),)),)
     with pytest.raises(ValueError, match="holds 2007 of PASCAL VOC, not 2012"):
         open_dataset(tmp_path, year="2012")
+    with pytest.raises(ValueError, match="could not be read as PASCAL VOC"):
+        open_dataset(tmp_path, image_set="test")
+    annotations = tmp_path / "VOCdevkit/VOC2007/Annotations"
+    (annotations / "000002.xml").write_text("<annotation><filename>x</filename></annotation>")
+    assert open_dataset(tmp_path)[1].label == ()
+    (annotations / "000002.xml").write_text("<annotation>")
+    with pytest.raises(ValueError, match=r"000002.xml could not be read as an annotation"):
+        open_dataset(tmp_path)
 
 
 def test_datasets_of_the_users() -> None:
@@ -163,15 +175,22 @@ def test_datasets_of_the_users() -> None:
     assert 0 <= int(label[0]) < 4
     with pytest.raises(TypeError, match="dataset: item 4 must be"):
         as_example(object(), 4)
+    assert as_example(Example("a", image, 3), 0).label == (3,)  # type: ignore[arg-type]
+    for label in (torch.eye(3)[1], 2.5, [1, 2.5], True):
+        with pytest.raises(TypeError, match="label must be a class's index or name"):
+            as_example((image, label), 0)
 
 
 def test_regions_that_cannot_be_painted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit a picture of 30 x 40"):
-        Region((0,), mask=np.ones((5, 5), bool)).paint((40, 30))
+        Region((0,), mask=np.ones((5, 5), bool)).paint_mask((40, 30))
     (tmp_path / "broken.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"broken.png could not be read"):
-        Region((0,), mask=tmp_path / "broken.png").paint((40, 30))
-    assert not np.asarray(Region((0,), ((5, 5, 5, 9),)).paint((40, 30))[0]).any()
+        Region((0,), mask=tmp_path / "broken.png").paint_mask((40, 30))
+    assert Region((0,)).paint_mask((40, 30)) is None
+    assert Region((0,), ((5, 5, 5, 9),)).paint_boxes((40, 30)) == []
+    with pytest.raises(ValueError, match="is not finite"):
+        Region((0,), ((5, 5, float("nan"), 9),)).paint_boxes((40, 30))
 
 
 def test_pictures_are_upright_and_in_eight_bits(tmp_path: Path) -> None:
@@ -200,4 +219,5 @@ def test_the_layouts_of_real_datasets(source: str, number: int) -> None:
         image: Any = load_image(example.image)
         assert example.label
         for region in example.regions:
-            assert all(np.asarray(canvas).any() for canvas in region.paint(image.size))
+            painted = [*region.paint_boxes(image.size), region.paint_mask(image.size)]
+            assert all(np.asarray(canvas).any() for canvas in painted if canvas is not None)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +39,7 @@ class Region:
 
     Attributes:
         classes: The classes that it belongs to: one, or several that mean the same.
-        boxes: Boxes in pixels of the picture.
+        boxes: Boxes in pixels of the (upright) picture.
         mask: A picture of the same size whose pixels above 127 belong to the objects, its path, or a bool array.
         index: The value that stands for the class in a mask of several classes. Default: None
     """
@@ -46,22 +49,30 @@ class Region:
     mask: Any = None
     index: int | None = None
 
-    def paint(self, size: tuple[int, int]) -> list[Image.Image]:
-        """One picture for each object (of the mask: one), white on black, of a (width, height) in pixels.
+    def paint_boxes(self, size: tuple[int, int]) -> list[Image.Image]:
+        """One picture for each box, white on black, of a (width, height) in pixels; boxes of no area are left out.
 
         Raises:
-            ValueError: If the mask cannot be read or is of another size.
+            ValueError: If a box has corners that are not finite.
         """
         painted = []
         for box in self.boxes:
-            canvas = Image.new("L", size)
+            if not all(map(math.isfinite, box)):
+                raise ValueError(f"box {box} is not finite")
             left, top, right, bottom = (round(edge) for edge in box)
             if right > left and bottom > top:
+                canvas = Image.new("L", size)
                 ImageDraw.Draw(canvas).rectangle((left, top, right - 1, bottom - 1), fill=255)
-            painted.append(canvas)
-        if self.mask is not None:
-            painted.append(self._mask(size))
+                painted.append(canvas)
         return painted
+
+    def paint_mask(self, size: tuple[int, int]) -> Image.Image | None:
+        """The mask, white on black, or None where there is none.
+
+        Raises:
+            ValueError: If it cannot be read or is of another size.
+        """
+        return None if self.mask is None else self._mask(size)
 
     def _mask(self, size: tuple[int, int]) -> Image.Image:
         if isinstance(self.mask, (str, Path)):
@@ -117,7 +128,7 @@ def as_example(item: Any, index: int) -> Example:
         Example: With ``label`` and ``regions`` as tuples.
 
     Raises:
-        TypeError: For anything else.
+        TypeError: For anything else, also a label that is neither an index nor a name (a one-hot vector, say).
 
     Examples::
 
@@ -128,7 +139,7 @@ def as_example(item: Any, index: int) -> Example:
         (4,)
     """
     if isinstance(item, Example):
-        return item
+        return replace(item, label=_classes(item.label), regions=tuple(item.regions))
     if isinstance(item, dict):
         item = {"name": str(index), **item}
         label = item.get("label", ())
@@ -143,11 +154,13 @@ def as_example(item: Any, index: int) -> Example:
 
 
 def _classes(label: Any) -> tuple[Class, ...]:
-    if label is None:
-        return ()
     if isinstance(label, Tensor):
-        label = label.item() if label.numel() == 1 else tuple(label.tolist())
-    return tuple(label) if isinstance(label, (tuple, list)) else (label if isinstance(label, str) else int(label),)
+        label = label.item() if label.numel() == 1 else label.tolist()
+    labels = () if label is None else tuple(label) if isinstance(label, (tuple, list)) else (label,)
+    for each in labels:
+        if isinstance(each, bool) or not isinstance(each, (str, Integral)):
+            raise TypeError(f"label must be a class's index or name, or several of these, not {label!r:.80}")
+    return tuple(each if isinstance(each, str) else int(each) for each in labels)
 
 
 def load_image(image: Any) -> Image.Image | Tensor:
@@ -273,7 +286,10 @@ def _from_folder(folder: Path) -> list[Example]:
 def _from_imagenet(root: Path, split: str) -> list[Example]:
     from torchvision.datasets import ImageNet
 
-    samples = ImageNet(str(root), split=split).samples
+    try:
+        samples = ImageNet(str(root), split=split).samples
+    except (OSError, RuntimeError, EOFError) as error:
+        raise ValueError(f"dataset: {root} could not be read as ImageNet ({error})") from error
     return [Example(Path(file).relative_to(root / split).as_posix(), Path(file), (label,)) for file, label in samples]
 
 
@@ -284,7 +300,10 @@ def _from_voc(root: Path, year: str | None, image_set: str) -> Iterator[Example]
     if not years or (year is not None and year not in years):
         raise ValueError(f"dataset: {root} holds {', '.join(years) or 'no year'} of PASCAL VOC, not {year}")
     year = year or years[-1]
-    pictures = VOCDetection(str(root), year=year, image_set=image_set)
+    try:
+        pictures = VOCDetection(str(root), year=year, image_set=image_set)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"dataset: {root} could not be read as PASCAL VOC ({error})") from error
     outlines = root / "VOCdevkit" / f"VOC{year}" / "ImageSets" / "Segmentation" / f"{image_set}.txt"
     masks: dict[str, str] = {}
     if outlines.is_file():
@@ -304,10 +323,16 @@ def _voc_example(pictures: Any, image: Path, annotation: str, mask: str | None) 
     from xml.etree import ElementTree
 
     boxes: dict[str, list[Box]] = {}
-    for each in pictures.parse_voc_xml(ElementTree.parse(annotation).getroot())["annotation"]["object"]:
-        corners = each["bndbox"]
-        left, top, right, bottom = (float(corners[key]) for key in ("xmin", "ymin", "xmax", "ymax"))
-        boxes.setdefault(each["name"], []).append((left - 1, top - 1, right, bottom))  # they count from 1, inclusive
+    try:
+        found = pictures.parse_voc_xml(ElementTree.parse(annotation).getroot())["annotation"]
+        for each in found.get("object", []):
+            corners = each["bndbox"]
+            left, top, right, bottom = (float(corners[key]) for key in ("xmin", "ymin", "xmax", "ymax"))
+            boxes.setdefault(each["name"], []).append((left - 1, top - 1, right, bottom))  # from 1, inclusive
+    except (OSError, ElementTree.ParseError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"dataset: {annotation} could not be read as an annotation of PASCAL VOC ({error})") from error
+    if not boxes:
+        return Example(image.name, image)
     regions = [
         Region((name,), tuple(of_class), mask, VOC_CLASSES.index(name) + 1)
         if mask is not None and name in VOC_CLASSES
@@ -333,15 +358,17 @@ def _from_csv(file: Path, boxes: Path | None = None) -> list[Example]:
         mask = _column(row, _MASK)
         if mask:
             found[1].append(_beside(file, mask, ("", "masks")))
+    by_name: dict[str, list[Any]] = {}
+    for (name, _), found in examples.items():
+        by_name.setdefault(name, []).append(found)
     for line, row in _lines(boxes) if boxes else ():
         box = _box(row, file, line)
-        for (name, _), found in examples.items():
-            if box is not None and name == _column(row, _FILE):
-                found[0].append(box)
-    names = [name for name, _ in examples]
+        for found in by_name.get(_column(row, _FILE), ()) if box is not None else ():
+            found[0].append(box)
+    times = Counter(name for name, _ in examples)
     result = []
     for (name, label), (corners, masks, accepted) in examples.items():
-        unique = name if names.count(name) == 1 else f"{name}#{label[0] if label else 0}"
+        unique = name if times[name] == 1 else f"{name}#{' '.join(map(str, label))}"
         regions = [Region(accepted, tuple(corners), masks[0] if masks else None)] if corners or masks else []
         regions += [Region(accepted, mask=mask) for mask in masks[1:]]
         result.append(Example(unique, _beside(file, name, ("", "images")), label, tuple(regions)))
@@ -362,10 +389,12 @@ def _column(row: dict[str, str], names: Sequence[str]) -> str:
 
 
 def _label(text: str) -> tuple[Class, ...]:
-    parts = text.split()
-    if parts and all(part.lstrip("-").isdigit() for part in parts):
-        return tuple(int(part) for part in parts)
-    return (text,) if text else ()
+    try:  # "4.0" is what a table makes of 4 in a column with gaps
+        numbers = [float(part) for part in text.split()]
+    except ValueError:
+        return (text,)
+    whole = all(math.isfinite(number) and number == int(number) for number in numbers)
+    return tuple(map(int, numbers)) if whole else (text,)
 
 
 def _box(row: dict[str, str], file: Path, line: int) -> Box | None:

@@ -31,10 +31,13 @@ class Subject:
         attributions: What the method returned, ``(1, C, *spatial)``.
         target: The explained class.
         example: The picture's description.
-        regions: Where the objects of the explained class are in ``inputs``, one mask for each, bool ``(B, H, W)``.
         explain: The method, for metrics that explain again.
         options: ``score_fn`` and ``perturbations_per_eval``.
-        rival_drop: The drop under the reference method's map, if it is known.
+        regions: Where the objects of the explained class are in ``inputs``, masks, bool ``(B, H, W)``.
+        boxes: Their boxes, as masks of the same kind.
+        nowhere: Why there are no regions.
+        rivals: Drops under the reference method's map, by the metric's options.
+        is_reference: Whether this is the reference method.
     """
 
     model: Any
@@ -42,15 +45,18 @@ class Subject:
     attributions: Tensor
     target: int
     example: Example
-    regions: Tensor
     explain: Explain
     options: Mapping[str, Any] = field(default_factory=dict)
-    rival_drop: float | None = None
+    regions: Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1, dtype=torch.bool))
+    boxes: Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1, dtype=torch.bool))
+    nowhere: str = "the object's place is not known"
+    rivals: dict[Any, float] = field(default_factory=dict)
+    is_reference: bool = False
     found: dict[Any, Any] = field(default_factory=dict)
 
     def call(self, metric: Callable[..., Any], **options: Any) -> Any:
         """A metric of :mod:`captum_fusion.metrics` on this subject; computed once for the same options."""
-        key = metric, tuple(sorted(options.items()))
+        key = metric, options_key(options)
         if key not in self.found:
             self.found[key] = metric(
                 self.model, self.inputs, self.attributions, self.target, **{**self.options, **options}
@@ -93,11 +99,23 @@ def _confidence(formula: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., An
     return lambda subject, **options: formula(*subject.call(metrics.confidences, **options))
 
 
-def _win(subject: Subject, **options: Any) -> Tensor | str:
-    if subject.rival_drop is None:
-        return "no reference method"
-    drop = formulas.drop(*subject.call(metrics.confidences, **options))
-    return 100 * (formulas.contribution(drop.new_tensor(subject.rival_drop), drop) > 0).to(drop.dtype)
+def options_key(options: Mapping[str, Any]) -> Any:
+    """Options as the key of a dict."""
+    return tuple(sorted((name, repr(value)) for name, value in options.items()))
+
+
+def drop_of(subject: Subject, options: Mapping[str, Any]) -> float:
+    """The drop of a subject, in percent."""
+    return float(formulas.drop(*subject.call(metrics.confidences, **options)))
+
+
+def _win(subject: Subject, **options: Any) -> float | str:
+    if subject.is_reference:
+        return 0.0  # nothing drops less than itself
+    if options_key(options) not in subject.rivals:
+        return "the reference method has failed"
+    drop, rival = (torch.tensor(each) for each in (drop_of(subject, options), subject.rivals[options_key(options)]))
+    return 100.0 * float(formulas.contribution(rival, drop) > 0)
 
 
 def _overall(subject: Subject, **options: Any) -> Tensor:
@@ -108,7 +126,7 @@ def _overall(subject: Subject, **options: Any) -> Tensor:
 def _adcc(part: str) -> Callable[..., Any]:
     def compute(subject: Subject, **options: Any) -> Tensor:
         explain = _Explanation(subject.explain)
-        key = "adcc", tuple(sorted(options.items()))
+        key = "adcc", options_key(options)
         if key not in subject.found:
             given = {**subject.options, **options}
             subject.found[key] = metrics.adcc(
@@ -136,8 +154,8 @@ class _Explanation:
 
 
 def _iou(subject: Subject, **options: Any) -> Tensor:
-    boxes = torch.stack([_bounds(mask) for mask in subject.regions])
-    size = (int(subject.regions.shape[1]), int(subject.regions.shape[2]))
+    boxes = torch.stack([_bounds(mask) for mask in subject.boxes])
+    size = (int(subject.boxes.shape[1]), int(subject.boxes.shape[2]))
     iou: Tensor = metrics.localization_iou(subject.attributions, [boxes], size, **options)
     return iou
 
@@ -252,7 +270,7 @@ def find(metric: Any) -> tuple[Measure, dict[str, Any]]:
         {'steps': 10}
     """
     words = parse(metric) if isinstance(metric, str) else Words(getattr(metric, "__name__", str(metric)), {})
-    if words.name in METRICS:
+    if isinstance(metric, str) and words.name in METRICS:
         _check_options(words)
         return METRICS[words.name], words.options
     if isinstance(metric, str):
@@ -279,7 +297,8 @@ def _own(metric: Callable[..., Any], name: str) -> Measure:
 
     def compute(subject: Subject, **options: Any) -> Any:
         extra = {"example": subject.example} if wants_example else {}
-        return metric(subject.model, subject.inputs, subject.attributions, subject.target, **extra, **options)
+        tensors = subject.inputs.clone(), subject.attributions.clone()  # whatever the function does to them
+        return metric(subject.model, *tensors, subject.target, **extra, **options)
 
     return Measure(name, name.rpartition(":")[2], "", (inspect.getdoc(metric) or name).splitlines()[0], compute)
 
@@ -291,10 +310,8 @@ def measure(found: tuple[Measure, dict[str, Any]], subject: Subject) -> Outcome:
         float, Curve or str: The value, or why there is none.
     """
     each, options = found
-    if each.located and not subject.regions.flatten(1).any(1).all():
-        return "the object's place is not known"
     if each.located and not len(subject.regions):
-        return "the object's place is not known"
+        return subject.nowhere
     value = each.compute(subject, **options)
     if isinstance(value, (Curve, str)):
         return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib
 import inspect
 import os
@@ -94,7 +95,7 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> ValueError:
     """The error for a name that a catalogue does not have."""
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or list(names)
     return ValueError(
-        f"there is no {kind} {name!r}; did you mean {', '.join(near)}? (your own: package.module:function)"
+        f"{kind}s: there is no {kind} {name!r}; did you mean {', '.join(near)}? (your own: package.module:function)"
     )
 
 
@@ -177,14 +178,18 @@ def build(method: Any, place: Place, defaults: Mapping[str, Any], per_call: Mapp
         own = inspect.signature(method).parameters
         arguments = (place.model, layer) if "layer" in own else (place.model,)
         built = method(*arguments, **{key: value for key, value in options.items() if key in own})
+        accepted = inspect.signature(built.attribute).parameters
+        for key in options:
+            if key not in own and key not in accepted:
+                raise ValueError(f"methods: {name} has no option {key!r}")
         return _calling(built, {**per_call, **{key: value for key, value in options.items() if key not in own}})
     if isinstance(method, type) or not callable(getattr(method, "attribute", method)):
-        raise ValueError(f"method {name!r} must be an attribution or a function(model, layer, inputs, target)")
+        raise ValueError(f"methods: {name!r} must be an attribution or a function(model, layer, inputs, target)")
     if hasattr(method, "attribute"):
         return _calling(method, {**per_call, **options})
 
     def explain(inputs: Tensor, target: Any = None) -> Tensor:
-        return _tensor(method(place.model, layer, inputs, target, **options), name)
+        return _tensor(method(place.model, layer, inputs.clone(), target, **options), name)
 
     return explain
 
@@ -195,13 +200,16 @@ def _catalogued(name: str, options: dict[str, Any], place: Place, defaults: Mapp
     known = [key for key in inspect.signature(METHODS[name].cls.__init__).parameters if key in _free(name)]
     for key in options:
         if key not in known:
-            raise ValueError(f"{name} has no option {key!r}; it has {', '.join(known) or 'none'}")
+            raise ValueError(f"methods: {name} has no option {key!r}; it has {', '.join(known) or 'none'}")
     if stage not in STAGES:
-        raise ValueError(f"{name}: stage must be one of {', '.join(STAGES)}, not {stage!r}")
+        raise ValueError(f"methods: {name}: stage must be one of {', '.join(STAGES)}, not {stage!r}")
     if stage == "sum" and name == "union-cam":
         options["theta"] = 0  # its denoising is part of the gradient map
     where = place.stages if name == "integrative-cam" and place.stages else place.layers
-    built = METHODS[name].build(place.model, where, **{**defaults, **options})
+    try:
+        built = METHODS[name].build(place.model, where, **{**defaults, **options})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"methods: {name}: {error}") from error
     return built if stage == "full" else Stage(built, stage)
 
 
@@ -239,6 +247,34 @@ def _tensor(result: Any, name: str) -> Tensor:
     if not isinstance(result, Tensor):
         raise TypeError(f"{name} must give one tensor, not a {type(result).__name__}")
     return result.detach()
+
+
+def fingerprint(method: Any) -> str:
+    """What a method or metric is, in words that change when it does: for rows that must not be mixed.
+
+    Examples::
+
+        >>> fingerprint("fusion-cam:theta=5")
+        'fusion-cam:theta=5'
+    """
+    if isinstance(method, str):
+        words = parse(method)
+        if words.name in METHODS or ":" not in words.name:
+            return method
+        return f"{method} {_source(import_object(words.name))}"
+    kind = method if inspect.isroutine(method) or isinstance(method, type) else type(method)
+    if kind is method:
+        return f"{kind.__module__}.{kind.__qualname__} {_source(kind)}"
+    plain = [each for each in sorted(getattr(method, "__dict__", {}).items()) if isinstance(each[1], (int, float, str))]
+    return f"{kind.__module__}.{kind.__qualname__} {_source(kind)} {plain}"
+
+
+def _source(value: Any) -> str:
+    try:
+        text = inspect.getsource(value)
+    except (OSError, TypeError):
+        text = repr(getattr(value, "__qualname__", value))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class Stage:

@@ -87,7 +87,7 @@ PRESETS: dict[str, Preset] = {
         theta=(0, 5, 10, 20, 30, 50, 70, 90),
     ),
     "time": Preset(
-        "Rows and seconds of every method",
+        "Rows and seconds of the layer methods",
         tuple(name for name in METHODS if name not in ("cam", "rise", "guided-fusion-cam")),
         ("complexity",),
         "grad-cam",

@@ -79,7 +79,7 @@ class Study:
         metrics: Names of the metrics, in the order of the columns, without the costs.
         reference: The method that paired differences are taken against; None for no differences.
         images: How many pictures were wanted.
-        skipped: Pictures that could not be read, each with the reason.
+        skipped: Pictures that were left out, each with the reason.
         settings: Shown on the page: command, versions, seed, target.
         examples: For each network PNG files of example maps.
         headings: For a metric a short heading and what is better: ``"down"``, ``"up"`` or ``""``. A metric that is
@@ -541,7 +541,7 @@ class _Report:
 
     def _write(self, name: str, content: str | bytes) -> None:
         path = self.folder / name
-        write_whole(path, content if isinstance(content, bytes) else content.encode())
+        write_whole(path, content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
         self.files.append(path)
 
     # --------------------------------------------------------------------------------------------------------- entries

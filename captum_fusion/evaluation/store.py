@@ -21,6 +21,11 @@ def key_of(row: Row) -> Key:
     return row["model"], row["image"], row["method"], row["metric"]
 
 
+def is_done(row: Row) -> bool:
+    """Whether a row is final: a value, or a reason why there can be none; failures are tried again."""
+    return "error" not in row or bool(row.get("final"))
+
+
 class Store:
     """The rows of a folder: JSON Lines, a file for each writing process.
 
@@ -93,13 +98,13 @@ class Store:
         os.fsync(self._file.fileno())
 
     def rows(self) -> Iterator[Row]:
-        """Every finished row of the folder, of all processes; of rows with the same key the latest without an error."""
+        """Every finished row of the folder, of all processes; of rows with the same key the latest that is done."""
         found: dict[Key, Row] = {}
         for path in sorted(self.folder.glob("rank-*.jsonl")):
             with path.open("rb") as file:
                 for line in file:
                     row = _parse(line)
-                    if row is not None and ("error" not in row or "error" in found.get(key_of(row), {"error": ""})):
+                    if row is not None and (is_done(row) or not is_done(found.get(key_of(row), {"error": ""}))):
                         found[key_of(row)] = row
         yield from found.values()
 
