@@ -163,8 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     listed = commands.add_parser(
         "methods",
         help="list the methods and what they cost, and the metrics",
-        description="List the methods. Rows of the network for each picture: K live channels and Z positions of the "
-        "layer; '(layer)' are rows that begin at the layer, 'b' counts rows of the backward pass.",
+        description="List the methods, and the metrics of 'evaluate'. Rows of the network for each picture: K live "
+        "channels and Z positions of the layer; '(layer)' are rows that begin at the layer, 'b' counts rows of the "
+        "backward pass.",
     )
     listed.set_defaults(run=_list_methods)
     return parser
@@ -325,6 +326,13 @@ def _demo(options: argparse.Namespace) -> None:
 def _list_methods(options: argparse.Namespace) -> None:
     table = [("method", "family", "rows", "paper", "")]
     table += [(m.name, m.family, m.rows, m.citation, m.url) for m in METHODS.values()]
+    _print_table(table)
+    print()
+    arrows = {"up": "higher is better", "down": "lower is better", "": ""}
+    _print_table([("metric", "", "")] + [(m.name, arrows[m.better], m.meaning) for m in MEASURES.values()])
+
+
+def _print_table(table: Sequence[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -463,3 +463,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="disk full"):
         write_report(tmp_path, rows_of(given, seed=1), given)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_equal_values_have_equal_intervals_whatever_the_method_is_called() -> None:
+    rows = [
+        {"model": "net", "image": f"{i}.png", "method": method, "metric": "complexity", "value": (i * 7 % 10) / 10}
+        for i in range(30)
+        for method in ("a", "b")
+    ]
+    first, second = (
+        cell
+        for cell in summarize(rows, Study("t", ["net"], ["a", "b"], ["complexity"], None, 30))
+        if cell.metric == "complexity"
+    )
+    assert first.low is not None
+    assert first.low < first.high
+    assert (first.low, first.high) == (second.low, second.high)

@@ -254,12 +254,12 @@ def _summarize(found: _Found, study: Study, resamples: int = 2000, seed: int = 0
     cells = []
     for (model, method, metric), rows in found.items():
         values = _values(rows)
-        mean, low, high = _mean_and_interval(list(values.values()), resamples, seed, model, method, metric)
+        mean, low, high = _mean_and_interval(list(values.values()), resamples, seed, model, metric)
         paired: _Mean = (None, None, None)
         if study.reference is not None and method != study.reference:
             other = _values(found.get((model, study.reference, metric), {}))
             differences = [value - other[image] for image, value in values.items() if image in other]
-            paired = _mean_and_interval(differences, resamples, seed, model, method, metric, "difference")
+            paired = _mean_and_interval(differences, resamples, seed, model, metric)
         cells.append(Cell(model, method, metric, mean, low, high, len(values), len(rows) - len(values), *paired))
     return cells
 
