@@ -14,6 +14,7 @@ from PIL import Image
 from captum_fusion import demo
 from captum_fusion.__main__ import _open_image, main
 from captum_fusion.attr.catalog import METHODS
+from captum_fusion.evaluation import METRICS as MEASURES
 from tests.networks import TupleLayer, make
 
 SCENE = next(scene for scene in demo.load_scenes() if len(scene.labels) == 2)
@@ -152,7 +153,9 @@ def test_layers_and_methods_that_do_not_go_together(tmp_path: Path, capsys: pyte
 
 def test_list_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    methods, metrics = capsys.readouterr().out.split("\n\n")
+    assert [line.split()[0] for line in metrics.splitlines()[1:]] == list(MEASURES)
+    lines = methods.splitlines()
     assert lines[0].split() == ["method", "family", "rows", "paper"]
     assert [line.split()[0] for line in lines[1:]] == list(METHODS)
     for line, method in zip(lines[1:], METHODS.values(), strict=True):
