@@ -184,6 +184,8 @@ def test_wins_are_against_the_reference(tmp_path: Path) -> None:
     assert values(found.rows, "score-cam", "win_rate") == [0.0] * 4
     other = run(tmp_path, metrics=["average_drop", "win_rate"], reference="grad-cam")
     assert values(other.rows, "score-cam", "win_rate") == [100.0 * (b < a) for a, b in zip(*drops, strict=True)]
+    again = run(tmp_path, metrics=["average_drop", "win_rate"], reference="score-cam")
+    assert values(again.rows, "grad-cam", "win_rate") == wins
     named = {"wr": "win_rate", "sw": "win_rate:score_fn=sigmoid", "drop": "average_drop:score_fn=sigmoid"}
     options = run(tmp_path / "b", metrics=named, reference="score-cam")
     assert values(options.rows, "grad-cam", "wr") == wins

@@ -239,7 +239,10 @@ class Network:
                     self._know_rival(subject)
                 yield [{**row, **self._measured(metric, subject, costs)} for metric in mine]
         if drawing is not None and drawn:
-            self._draw(inputs, target, drawn, drawing)
+            try:
+                self._draw(inputs, target, drawn, drawing)
+            except (RuntimeError, ValueError, TypeError) as error:  # the rows are there; a figure is not worth them
+                self._say(f"the maps of {image} could not be drawn: {models.first_line(error)}")
 
     def _know_rival(self, subject: Subject) -> None:
         for measure, options in self.work.metrics.values():

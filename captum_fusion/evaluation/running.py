@@ -538,7 +538,7 @@ def _agree(job: _Job, networks: Mapping[str, dict[str, Any]], mine: Store) -> No
     """Write down what rows depend on, or refuse to mix them with rows that depend on something else."""
     path = job.folder / "run.json"
     known: dict[str, Any] = {}
-    if next(mine.rows(), None) is not None:
+    if next(mine.each(), None) is not None:
         try:
             known = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
@@ -565,6 +565,9 @@ def _agree(job: _Job, networks: Mapping[str, dict[str, Any]], mine: Store) -> No
             for key, value in settings.items()
         }
         kept[part] = {**before, **merged}
+    other = [f"{k} {v}" for k, v in known.get("versions", {}).items() if _versions().get(k) != v]
+    if other:
+        tqdm.write(f"the rows in {job.folder} were made with {', '.join(other)}: last digits may differ")
     kept.setdefault("versions", _versions())
     if kept != known:
         store.write_whole(path, (json.dumps(kept, indent=2) + "\n").encode())
@@ -587,8 +590,8 @@ def _counts(row: Row, work: Work) -> bool:
 
 def _run_network(job: _Job, work: Work, network: Network, world: Processes, mine: Store) -> None:
     done = {
-        store.key_of(row)[1:]
-        for row in mine.rows()
+        (row["image"], row["method"], row["metric"])
+        for row in mine.each()
         if row["model"] == network.name and store.is_done(row) and _counts(row, work)
     }
     missing: dict[int, set[tuple[str, str]]] = {}

@@ -13,12 +13,12 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 Row = dict[str, Any]
-Key = tuple[str, str, str, str]
+Key = tuple[str, str, str, str, str]
 
 
 def key_of(row: Row) -> Key:
-    """What identifies a row: model, image, method and metric."""
-    return row["model"], row["image"], row["method"], row["metric"]
+    """What identifies a row: model, image, method and metric, and the reference of a metric that has one."""
+    return row["model"], row["image"], row["method"], row["metric"], row.get("reference", "")
 
 
 def is_done(row: Row) -> bool:
@@ -97,15 +97,19 @@ class Store:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def rows(self) -> Iterator[Row]:
-        """Every finished row of the folder, of all processes; of rows with the same key the latest that is done."""
-        found: dict[Key, Row] = {}
+    def each(self) -> Iterator[Row]:
+        """Every finished line of the folder, of all processes, one at a time."""
         for path in sorted(self.folder.glob("rank-*.jsonl")):
             with path.open("rb") as file:
-                for line in file:
-                    row = _parse(line)
-                    if row is not None and (is_done(row) or not is_done(found.get(key_of(row), {"error": ""}))):
-                        found[key_of(row)] = row
+                yield from (row for line in file if (row := _parse(line)) is not None)
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of the folder: of those with the same key the latest that is done."""
+        found: dict[Key, Row] = {}
+        for row in self.each():
+            key = key_of(row)
+            if is_done(row) or key not in found or not is_done(found[key]):
+                found[key] = row
         yield from found.values()
 
 
