@@ -394,14 +394,9 @@ def _explain(options: argparse.Namespace) -> None:
 def _check_model(loaded: models.LoadedModel, image: Tensor, name: str) -> tuple[models.LoadedModel, Tensor]:
     """The model with names for its classes, and its output for one picture."""
     try:
-        with torch.no_grad():
-            output = loaded.model(image)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise CommandError(
-            f"model: {name} does not take an input of shape {tuple(image.shape)} ({models.first_line(error)})"
-        ) from error
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        raise CommandError(f"model: {name} must return a tensor of shape (N, classes)")
+        output = models.output_of(name, loaded.model, image)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
     if loaded.class_names is None and output.shape[1] == 1000:
         print("1000 outputs: ImageNet's class names are assumed (--classes gives others)")
         loaded = loaded._replace(class_names=models.imagenet_classes())

@@ -113,6 +113,38 @@ def from_module(name: str, model: nn.Module, whole_image: bool = False) -> Loade
     return LoadedModel(name, model, *_with_transforms(usual, whole_image), None)
 
 
+def output_of(name: str, model: nn.Module, inputs: Tensor) -> Tensor:
+    """A classifier's output, or what is wrong with it.
+
+    Args:
+        name (str): What the model is called in the error.
+        model (Module): The network.
+        inputs (Tensor): What it is given.
+
+    Returns:
+        Tensor: Of shape (N, classes), without gradients.
+
+    Raises:
+        ValueError: If it does not take the input, or returns anything else.
+
+    Examples::
+
+        >>> output_of("flat", nn.Flatten(), torch.zeros(1, 3, 2, 2)).shape
+        torch.Size([1, 12])
+    """
+    try:
+        with torch.no_grad():
+            output = model(inputs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"model: {name} does not take an input of shape {tuple(inputs.shape)} ({first_line(error)})"
+        ) from error
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"model: {name} must return a tensor of shape (N, classes), not {found}")
+    return output
+
+
 def imagenet_classes() -> list[str]:
     """The 1000 ImageNet class names in torchvision's order."""
     from torchvision.models import ResNet18_Weights

@@ -86,10 +86,6 @@ class Network:
         self.layout = self._layout(probe)
         probe = probe.contiguous(memory_format=self.layout)
         output = self._output(probe)
-        if output.dim() != 2:
-            raise ValueError(
-                f"model: {self.name} must return a tensor of shape (N, classes), not {tuple(output.shape)}"
-            )
         self.outputs = output.shape[1]
         names = loaded.class_names
         if names is None and self.outputs == 1000:
@@ -128,16 +124,7 @@ class Network:
             return torch.contiguous_format
 
     def _output(self, inputs: Tensor) -> Tensor:
-        try:
-            with torch.no_grad():
-                output = self.model(inputs)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise ValueError(
-                f"model: {self.name} does not take an input of shape {tuple(inputs.shape)} ({models.first_line(error)})"
-            ) from error
-        if not isinstance(output, Tensor):
-            raise ValueError(f"model: {self.name} must return a tensor, not {type(output).__name__}")
-        return output
+        return models.output_of(self.name, self.model, inputs)
 
     def _place(self, given: str | None, probe: Tensor) -> tuple[str, methods.Place]:
         wants_stages = any(
