@@ -14,7 +14,7 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 
 from captum_fusion import LayerFusionCAM, functional
-from captum_fusion.metrics import explanation_func, quantus_explain_func, to_input_shape
+from captum_fusion.metrics import average_drop, explanation_func, quantus_explain_func, to_input_shape
 from tests.networks import FlatHead, TupleLayer, hooks_on, images, make
 from tests.test_contract import same
 
@@ -132,3 +132,12 @@ def test_quantus_itself() -> None:
             call_kwargs={"call": {"device": "cpu"}},
         )
         assert set(both) == {"grad", "fusion"}
+
+
+def test_half_precision_maps_are_summed_in_single() -> None:
+    maps = torch.full((1, 64, 2, 2), 2000.0, dtype=torch.float16)
+    assert torch.equal(to_input_shape(maps, torch.zeros(1, 3, 4, 4)), torch.full((1, 3, 4, 4), 128000.0))
+    x, fine = torch.rand(1, 3, 4, 4), torch.linspace(0, 1, 64 * 16).reshape(1, 64, 4, 4)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5)).eval()
+    half = fine.half() * 100
+    assert torch.equal(average_drop(model, x, half, 1), average_drop(model, x, half.float(), 1))

@@ -117,6 +117,14 @@ def test_collections_of_metrics() -> None:
         assert float(found[name]) == pytest.approx(float(values.mean()), abs=1e-5)
 
 
+def test_a_collection_keeps_apart_what_is_equal_at_first() -> None:
+    torchmetrics = pytest.importorskip("torchmetrics")
+    both = torchmetrics.MetricCollection({"once": metric_of(lambda x: x), "twice": metric_of(lambda x: 2 * x)})
+    both.update(torch.zeros(3))
+    both.update(torch.ones(3))
+    assert {name: float(value) for name, value in both.compute().items()} == {"once": 0.5, "twice": 1.0}
+
+
 def test_errors() -> None:
     model, x = make(), images(2, 3, 8, 8)
     with pytest.raises(TypeError, match="metric must be a function"):

@@ -43,7 +43,7 @@ def input_maps(attributions: Tensor, call: Call, name: str = "attributions") -> 
         raise ValueError(
             f"{name} must be of shape ({call.examples}, channels, {len(size)} spatial dimensions), not {shape}"
         )
-    return formulas.upsample(attributions.detach().sum(1, keepdim=True), size)
+    return formulas.upsample(formulas.at_least_float32(attributions.detach()).sum(1, keepdim=True), size)
 
 
 def as_masks(maps: Tensor, normalize: bool) -> Tensor:

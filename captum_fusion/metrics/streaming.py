@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,9 @@ except ImportError as error:
 
 #: What counts of the metrics that return more than a tensor.
 _PARTS: dict[type, str] = {Curve: "auc", Road: "combined", ADCC: "adcc"}
+
+#: Numbers of the metrics that are made.
+_numbers = itertools.count()
 
 #: Options that are those of ``torchmetrics.Metric``.
 _OF_TORCHMETRICS = (
@@ -68,6 +72,7 @@ class AttributionMetric(Metric):
     full_state_update = False
     total: Tensor
     number: Tensor
+    identity: Tensor
 
     def __init__(
         self,
@@ -86,6 +91,8 @@ class AttributionMetric(Metric):
         self._forward_func = _Held(forward_func)
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("number", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        # A MetricCollection takes metrics whose states are equal after the first batch for one and the same.
+        self.add_state("identity", torch.tensor(next(_numbers)), dist_reduce_fx="max")
 
     def update(self, *arguments: Any, **keywords: Any) -> None:
         """Take a batch.
