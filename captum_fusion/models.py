@@ -135,7 +135,7 @@ def output_of(name: str, model: nn.Module, inputs: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             output = model(inputs)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # a network of the user's may raise anything
         raise ValueError(
             f"model: {name} does not take an input of shape {tuple(inputs.shape)} ({first_line(error)})"
         ) from error

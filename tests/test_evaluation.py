@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from captum.attr import Saliency
+from captum.attr import LayerGradCam, NoiseTunnel, Saliency
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM, models
+from captum_fusion import LayerFusionCAM, LayerISCAM, LayerScoreCAM, LayerUnionCAM, metrics, models
 from captum_fusion.evaluation import METRICS, PRESETS, Example, Region, evaluate, open_dataset
-from captum_fusion.evaluation.methods import Place, Stage, build, parse, split
+from captum_fusion.evaluation.methods import Place, Stage, build, fingerprint, parse, split
 from captum_fusion.evaluation.store import Store
-from captum_fusion.functional import normalize
-from captum_fusion.metrics import average_drop, average_increase, complexity, deletion, insertion
+from captum_fusion.functional import normalize, upsample
+from captum_fusion.metrics import average_drop, average_increase, complexity, deletion, energy_pointing_game, insertion
 from tests.networks import FlatHead, Net, WithBatchNorm, hooks_on, images, make
 
 METRICS_OF_TABLE = ["average_drop", "average_increase", "complexity"]
@@ -176,6 +178,85 @@ def test_every_metric_runs(tmp_path: Path) -> None:
     assert list((tmp_path / "maps").rglob("*.png"))
 
 
+def test_each_name_is_the_metric_of_that_name(tmp_path: Path) -> None:
+    """Every metric of a table equals its function, called by hand with the same options."""
+    loaded, mask = small(), np.zeros((16, 16), bool)
+    mask[3:12, 2:9] = True
+    x = dataset()[1].image
+    target = int(loaded.model(x[None]).argmax())
+    attributions = LayerGradCam(loaded.model, loaded.model.conv2).attribute(x[None], target)
+    example = Example("it", x, (), (Region((target,), mask=mask),))
+    labels = {name: name for name in METRICS if name != "win_rate"}
+    labels["overall"] = "overall:steps=5,insertion_baselines=0.5,deletion_baselines=0.25"
+    found = run(tmp_path, [example], methods=["grad-cam"], metrics=labels, score_fn="sigmoid", seed=5)
+    arguments = (loaded.model, x[None], attributions, target)
+    explain = LayerGradCam(loaded.model, loaded.model.conv2).attribute
+    both = metrics.adcc(*arguments, explanation_func=explain, score_fn="sigmoid")
+    box = torch.tensor([[2.0, 3.0, 9.0, 12.0]])
+    size, region = (16, 16), torch.from_numpy(mask)[None]
+    expected = {
+        "average_drop": average_drop(*arguments, score_fn="sigmoid"),
+        "average_increase": average_increase(*arguments, score_fn="sigmoid"),
+        "average_gain": metrics.average_gain(*arguments, score_fn="sigmoid"),
+        "complexity": complexity(upsample(attributions, size)),
+        "insertion": insertion(*arguments, score_fn="sigmoid").auc,
+        "deletion": deletion(*arguments, score_fn="sigmoid").auc,
+        "overall": metrics.overall(
+            *arguments, steps=5, insertion_baselines=0.5, deletion_baselines=0.25, score_fn="sigmoid"
+        ),
+        "coherency": both.coherency,
+        "adcc": both.adcc,
+        "road": metrics.road(*arguments, score_fn="sigmoid", seed=5).combined,
+        "pointing_game": 100 * metrics.pointing_game(attributions, region),
+        "energy_pointing_game": energy_pointing_game(attributions, region),
+        "localization_iou": metrics.localization_iou(attributions, [box], size),
+        "segmentation_iou": metrics.segmentation_iou(attributions, region),
+    }
+    assert set(expected) == set(labels)
+    for name, value in expected.items():
+        assert values(found.rows, "grad-cam", name) == pytest.approx([float(value)], abs=1e-5), name
+    assert float(expected["road"]) != pytest.approx(float(metrics.road(*arguments, score_fn="sigmoid").combined)), (
+        "seed"
+    )
+    assert float(expected["coherency"]) != pytest.approx(float(expected["adcc"]))
+
+
+def test_options_reach_methods_and_metrics_of_ones_own(tmp_path: Path) -> None:
+    def told(forward_func: Any, inputs: Tensor, attributions: Tensor, target: int, *, score_fn: str, seed: int,
+             perturbations_per_eval: int) -> float:  # fmt: skip
+        assert score_fn == "sigmoid"
+        return seed + perturbations_per_eval / 10
+
+    class Told(Saliency):
+        def attribute(self, inputs: Tensor, target: Any, perturbations_per_eval: int = 0, seed: int = 0) -> Tensor:
+            return torch.full_like(inputs[:, :1], perturbations_per_eval + seed / 10)
+
+    def mean(forward_func: Any, inputs: Tensor, attributions: Tensor, target: int) -> Tensor:
+        return attributions.mean()
+
+    network = small()
+    found = run(
+        tmp_path, model=network, limit=1, methods={"told": Told(network.model), "score": "score-cam"},
+        metrics=[told, mean, "average_drop"], score_fn="sigmoid", seed=7, perturbations_per_eval=3,
+    )  # fmt: skip
+    assert values(found.rows, "told", "told") == [7.3]
+    assert values(found.rows, "told", "mean") == pytest.approx([3.7])
+    x = dataset()[0].image[None]
+    target = int(network.model(x).argmax())
+    maps = LayerScoreCAM(network.model, network.model.conv2, score_fn="sigmoid").attribute(x, target)
+    assert values(found.rows, "score", "mean") == pytest.approx([float(maps.mean())], abs=1e-6)
+
+
+def test_the_packages_own_functions_are_its_metrics(tmp_path: Path) -> None:
+    by_name = run(tmp_path / "a", limit=2, metrics=["average_drop", "road"], score_fn="identity")
+    functions = [average_drop, "captum_fusion.metrics:road"]
+    given = run(tmp_path / "b", limit=2, metrics=functions, score_fn="identity")
+    for method in ("grad-cam", "score-cam"):
+        assert values(given.rows, method, "average_drop") == values(by_name.rows, method, "average_drop")
+        assert values(given.rows, method, "captum_fusion.metrics:road") == values(by_name.rows, method, "road")
+        assert len(values(given.rows, method, "complexity")) == 2, "with the area beside it"
+
+
 def test_wins_are_against_the_reference(tmp_path: Path) -> None:
     found = run(tmp_path, metrics=["average_drop", "win_rate"], reference="score-cam")
     drops = [values(found.rows, method, "average_drop") for method in ("grad-cam", "score-cam")]
@@ -201,6 +282,8 @@ def test_words() -> None:
     assert parse("score-cam:weighting=increase").options == {"weighting": "increase"}
     assert parse("a.b:c:x=1,y=None") == ("a.b:c", {"x": 1, "y": None})
     assert split(["a:x=1,y=2,b", "c:d", "a:x=1,y=2"]) == ["a:x=1,y=2", "b", "c:d"]
+    assert split(["a:b:x=(3,4),y=[1,2],c", "d"]) == ["a:b:x=(3,4),y=[1,2]", "c", "d"]
+    assert parse("a:b:x=(3,4),y=[1,2]").options == {"x": (3, 4), "y": [1, 2]}
     with pytest.raises(ValueError, match="is not option=value"):
         parse("fusion-cam:theta=1,raw")
 
@@ -209,6 +292,8 @@ def test_theta_makes_a_method_of_each_value(tmp_path: Path) -> None:
     found = run(tmp_path, methods=["grad-cam", "fusion-cam:weighting=raw"], theta=[0, 50], metrics=["complexity"])
     labels = {row["method"] for row in found.rows}
     assert labels == {"grad-cam", "fusion-cam:weighting=raw,theta=0", "fusion-cam:weighting=raw,theta=50"}
+    fixed = run(tmp_path / "b", methods=["fusion-cam:theta=5"], theta=[0, 50], metrics=["complexity"])
+    assert {row["method"] for row in fixed.rows} == {"fusion-cam:theta=5"}
 
 
 def test_stages_of_a_fusion() -> None:
@@ -283,6 +368,11 @@ def test_a_method_that_fails_fails_alone(tmp_path: Path, capsys: pytest.CaptureF
     assert len([value for value in values(found.rows, "grad", "complexity") if value is not None]) == 4
 
 
+class Asserting(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError("wrong height")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -297,6 +387,18 @@ def test_a_method_that_fails_fails_alone(tmp_path: Path, capsys: pytest.CaptureF
         ({"metrics": ["insertion:stops=3"]}, "insertion has no option 'stops'"),
         ({"metrics": ["insertion:steps=-3"]}, "metrics: insertion:steps=-3: steps must be"),
         ({"metrics": {"average_drop": "average_drop", "complexity": average_drop}}, "name yours otherwise"),
+        ({"metrics": ["insertion:steps"]}, "options are written option=value"),
+        ({"metrics": ["pointing_game:tolerance=-1"]}, "metrics: pointing_game:tolerance=-1: tolerance"),
+        ({"metrics": ["tests.networks:images:zzz=3"]}, "tests.networks:images has no option 'zzz'"),
+        ({"metrics": {"rows": "complexity"}}, "metrics: 'rows' is always measured"),
+        ({"methods": {1: "grad-cam"}}, "methods: a label must be a text, not 1"),
+        ({"methods": ["grad-cam:theta"]}, "options are written option=value"),
+        ({"methods": ["captum.attr:NoiseTunnel"]}, "captum.attr:NoiseTunnel could not be made"),
+        ({"theta": 20}, "theta must be a sequence of numbers, not 20"),
+        ({"theta": ["a"]}, "theta must be a sequence of numbers"),
+        ({"seed": -1}, "seed must be an int of at least 0"),
+        ({"data": "n" * 300}, "dataset: there is no file or folder n"),
+        ({"model": small(kind=Asserting)}, "does not take an input of shape .*wrong height"),
         ({"pictures": -1}, "pictures must be an int of at least 0"),
         ({"weights": "DEFAULT"}, "this one is loaded already"),
         ({"model": small()._replace(class_names=["a"])}, "classes: there are 1 names for 5 outputs"),
@@ -477,6 +579,19 @@ def test_rows_of_other_settings_are_not_mixed(tmp_path: Path, change: dict[str, 
         run(tmp_path, limit=1, metrics=["complexity"], **change)
 
 
+def test_rows_of_another_folder_or_crop_are_not_mixed(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (20, 20), "red").save(tmp_path / folder / "x.png")
+    run(tmp_path / "out", tmp_path / "a", metrics=["complexity"])
+    with pytest.raises(ValueError, match="made with dataset"):
+        run(tmp_path / "out", tmp_path / "b", metrics=["complexity"])
+    options: dict[str, Any] = {"methods": ["grad-cam"], "limit": 1, "pictures": 0, "show_progress": False}
+    evaluate("bundled", "bundled", output=tmp_path / "c", metrics=["complexity"], **options)
+    with pytest.raises(ValueError, match="made with whole_image"):
+        evaluate("bundled", "bundled", output=tmp_path / "c", metrics=["complexity"], whole_image=True, **options)
+
+
 def test_rows_of_other_weights_are_not_mixed(tmp_path: Path) -> None:
     run(tmp_path, limit=1, metrics=["complexity"])
     with pytest.raises(ValueError, match="made with weights"):
@@ -497,7 +612,11 @@ def test_a_label_stands_for_one_thing(tmp_path: Path) -> None:
         run(tmp_path, limit=1, methods={"f": "score-cam"}, metrics=["complexity"])
     with pytest.raises(ValueError, match="made with metrics 'complexity'"):
         run(tmp_path, limit=1, methods={"f": "grad-cam"}, metrics={"complexity": lambda *arguments: 3.0})
-    found = run(tmp_path, limit=1, methods={"f": "grad-cam", "g": "score-cam"}, metrics=["complexity"])
+    (tmp_path / "run.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match="it holds no settings"):
+        run(tmp_path, limit=1, methods={"f": "grad-cam"}, metrics=["complexity"])
+    run(tmp_path / "b", limit=1, methods={"f": "grad-cam"}, metrics=["complexity"])
+    found = run(tmp_path / "b", limit=1, methods={"f": "grad-cam", "g": "score-cam"}, metrics=["complexity"])
     assert {row["method"] for row in found.rows} == {"f", "g"}
 
 
@@ -509,15 +628,137 @@ def test_a_mistake_locks_no_folder(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_measured_is_not_tried_again(tmp_path: Path) -> None:
-    calls = []
-
     def counted(model: Any, layer: Any, inputs: Tensor, target: int) -> Tensor:
-        calls.append(target)
+        counted.calls += 1  # type: ignore[attr-defined]
         return inputs[:, :1]
 
+    counted.calls = 0  # type: ignore[attr-defined]
     for _ in range(3):
         run(tmp_path, methods={"counted": counted}, metrics=["pointing_game", "complexity"])
-    assert len(calls) == 4
+    assert counted.calls == 4  # type: ignore[attr-defined]
+
+
+def test_what_may_work_next_time_is_tried_again(tmp_path: Path) -> None:
+    Moody.fails = True
+    first = run(tmp_path, methods={"moody": moody, "grad": "grad-cam"}, metrics=["win_rate"], reference="moody")
+    assert {row["error"] for row in first.rows if row["metric"] == "win_rate"} == {
+        "RuntimeError: not now", "RuntimeError: the reference method has failed",
+    }  # fmt: skip
+    Moody.fails = False
+    second = run(tmp_path, methods={"moody": moody, "grad": "grad-cam"}, metrics=["win_rate"], reference="moody")
+    fresh = run(tmp_path / "b", methods={"moody": moody, "grad": "grad-cam"}, metrics=["win_rate"], reference="moody")
+    assert values(second.rows, "grad", "win_rate") == values(fresh.rows, "grad", "win_rate")
+    assert len(second.rows) == len(fresh.rows) == 4 * 2 * 4
+
+
+class Moody:
+    fails = False
+
+
+def moody(model: Any, layer: Any, inputs: Tensor, target: int) -> Tensor:
+    if Moody.fails:
+        raise RuntimeError("not now")
+    return inputs[:, :1]
+
+
+def test_a_label_stands_for_one_function_with_all_that_it_encloses(tmp_path: Path) -> None:
+    model = small().model
+
+    def power(k: int) -> Any:
+        return lambda model, layer, inputs, target: inputs[:, :1].abs() ** k
+
+    def either(k: int, model: Any, layer: Any, inputs: Tensor, target: int) -> Tensor:
+        return inputs[:, :1].abs() ** k
+
+    cam = partial(LayerFusionCAM, model)
+    for number, (one, same, other) in enumerate(
+        [
+            (power(1), power(1), power(3)),
+            (partial(either, 1), partial(either, 1), partial(either, 3)),
+            (cam(model.conv2), cam(model.conv2), cam(model.conv1)),
+            (cam(model.conv2), cam(model.conv2), cam(model.conv2, region_method=LayerISCAM(model, model.conv2))),
+            (NoiseTunnel(cam(model.conv2)), NoiseTunnel(cam(model.conv2)), NoiseTunnel(cam(model.conv2, theta=3))),
+        ]
+    ):
+        assert fingerprint(one) == fingerprint(same), number
+        assert fingerprint(one) != fingerprint(other), number
+    run(tmp_path, limit=1, methods={"f": power(1)}, metrics=["complexity"])
+    with pytest.raises(ValueError, match="made with methods 'f'"):
+        run(tmp_path, methods={"f": power(3)}, metrics=["complexity"])
+
+
+def test_rows_of_other_pictures_are_not_taken_for_these(tmp_path: Path) -> None:
+    """Whatever changes under the same name is measured again, and nothing else is."""
+    data, other = dataset(), [Example(f"image {i}", x) for i, x in enumerate(images(4, 3, 16, 16, seed=9))]
+    run(tmp_path, data, metrics=["complexity"])
+    mixed = [*data[:2], *other[2:]]
+    found = run(tmp_path, mixed, metrics=["complexity"])
+    assert content_of(found) == content_of(run(tmp_path / "b", mixed, metrics=["complexity"]))
+    assert len((tmp_path / "rows/rank-0.jsonl").read_text().splitlines()) == (4 + 2) * 2 * 4
+
+    seen: dict[str, Any] = {"target": "label", "metrics": ["complexity"]}
+    before = run(tmp_path / "c", data, **seen)
+    labelled = [data[0], Example("image 1", data[1].image, (4,)), *data[2:]]
+    after = run(tmp_path / "c", labelled, **seen)
+    assert {row["target"] for row in before.rows if row["image"] == "image 1"} == {1}
+    assert {row["target"] for row in after.rows if row["image"] == "image 1"} == {4}
+
+    mask = np.zeros((16, 16), bool)
+    mask[:, :8] = True
+    located = [Example(each.name, each.image, (), (Region(tuple(range(5)), mask=mask),)) for each in data]
+    places: dict[str, Any] = {"metrics": ["complexity", "energy_pointing_game"]}
+    assert set(values(run(tmp_path / "d", data, **places).rows, "grad-cam", "energy_pointing_game")) == {None}
+    there = run(tmp_path / "d", located, **places)
+    energies = values(there.rows, "grad-cam", "energy_pointing_game")
+    model = small().model
+    maps = LayerGradCam(model, model.conv2)
+    expected = [
+        energy_pointing_game(
+            maps.attribute(x.image[None], int(model(x.image[None]).argmax())), torch.from_numpy(mask)[None]
+        )
+        for x in data
+    ]
+    assert energies == pytest.approx([float(each) for each in expected], abs=1e-5), "a tensor's masks are in its pixels"
+    lines = (tmp_path / "d/rows/rank-0.jsonl").read_text().splitlines()
+    assert len(lines) == 4 * 2 * 5 + 4 * 2, "only what sees the places is measured again"
+
+
+def content_of(found: Any) -> list[Any]:
+    return [
+        (row["image"], row["method"], row["metric"], row["value"]) for row in found.rows if row["metric"] != "seconds"
+    ]
+
+
+def test_a_dataset_that_is_opened_late_may_grow_but_not_change(tmp_path: Path) -> None:
+    class Late(torch.utils.data.Dataset[Any]):
+        def __init__(self, seed: int, number: int) -> None:
+            self.x = images(4, 3, 16, 16, seed=seed)[:number]
+
+        def __len__(self) -> int:
+            return len(self.x)
+
+        def __getitem__(self, index: int) -> Any:
+            return self.x[index], 0
+
+    run(tmp_path, Late(3, 2), metrics=["complexity"])
+    assert len(run(tmp_path, Late(3, 4), metrics=["complexity"]).rows) == 4 * 2 * 4
+    with pytest.raises(ValueError, match="made with preprocessing of '0'"):
+        run(tmp_path, Late(4, 4), metrics=["complexity"])
+    darker = small()._replace(preprocess=lambda image: small().preprocess(image) / 2)
+    evaluate("bundled", small(), output=tmp_path / "b", methods=["grad-cam"], limit=1, show_progress=False)
+    with pytest.raises(ValueError, match="made with preprocessing of"):
+        evaluate("bundled", darker, output=tmp_path / "b", methods=["grad-cam"], limit=2, show_progress=False)
+
+
+def test_integrative_cams_layers_are_remembered(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "output": tmp_path, "metrics": ["complexity"], "limit": 1, "pictures": 0, "show_progress": False,
+    }  # fmt: skip
+    evaluate("bundled", "bundled", methods=["grad-cam"], **options)
+    evaluate("bundled", "bundled", methods=["integrative-cam"], **options)
+    evaluate("bundled", "bundled", methods=["grad-cam"], layer="stage4", **options)
+    with pytest.raises(ValueError, match="made with layers 'integrative-cam'"):
+        evaluate("bundled", "bundled", methods=["integrative-cam"], layer="stage4", **options)
 
 
 def test_a_refused_process_writes_nothing(tmp_path: Path) -> None:
@@ -698,20 +939,56 @@ def test_names_that_are_not_unicode(tmp_path: Path) -> None:
 
 
 def test_machines_with_disks_of_their_own(tmp_path: Path) -> None:
+    """Two machines, the second with two processes of which one is slow; each machine looks after its own disk."""
     script = tmp_path / "each.py"
     script.write_text(
-        "import os, sys\nfrom captum_fusion.evaluation import evaluate\n"
-        "os.environ['LOCAL_RANK'] = '0'  # each process on a machine of its own\n"
-        "evaluate('bundled', 'bundled', output=os.path.join(sys.argv[1], os.environ['RANK']),\n"
-        "         methods=['grad-cam', 'hires-cam'], metrics=['complexity'], pictures=0)\n"
+        "import os, sys, time\nfrom captum_fusion.evaluation import evaluate\n"
+        "rank = int(os.environ['RANK'])\n"
+        "os.environ['LOCAL_RANK'] = '001'[rank]\n"
+        "def slow(model, layer, inputs, target):\n"
+        "    time.sleep(1.5 * (rank == 2))\n"
+        "    return inputs[:, :1].abs()\n"
+        "evaluate('bundled', 'bundled', output=os.path.join(sys.argv[1], 'abb'[rank]), score_fn=sys.argv[2],\n"
+        "         methods={'grad-cam': 'grad-cam', 'slow': slow}, metrics=['complexity', 'deletion:steps=3'],\n"
+        "         pictures=0, limit=6)\n"
     )
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path)]
-    done = subprocess.run([sys.executable, *two], check=False, env=ENVIRONMENT, capture_output=True, text=True)
+
+    def start(score_fn: str) -> subprocess.CompletedProcess[str]:
+        three = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", str(script), str(tmp_path)]
+        return subprocess.run(
+            [sys.executable, *three, score_fn], check=False, env=ENVIRONMENT, capture_output=True, text=True
+        )
+
+    done = start("softmax")
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "0" / "rows").glob("*.jsonl"))) == 1
-    assert not (tmp_path / "1" / "tables").exists()
+    assert len(list((tmp_path / "a" / "rows").glob("*.jsonl"))) == 1
+    assert len(list((tmp_path / "b" / "rows").glob("*.jsonl"))) == 2
+    assert (tmp_path / "b" / "run.json").is_file()
+    assert not (tmp_path / "b" / "tables").exists()
     evaluate(
-        "bundled", "bundled", output=tmp_path / "one", methods=["grad-cam", "hires-cam"], metrics=["complexity"],
-        pictures=0, show_progress=False,
+        "bundled", "bundled", output=tmp_path / "one", methods={"grad-cam": "grad-cam", "slow": brightness},
+        metrics=["complexity", "deletion:steps=3"], score_fn="softmax", pictures=0, limit=6, show_progress=False,
     )  # fmt: skip
-    assert content(tmp_path / "0") == content(tmp_path / "one")
+    assert content(tmp_path / "a") == content(tmp_path / "one")
+    shutil.rmtree(tmp_path / "a")  # a new disk in the first machine; the second has rows of other settings
+    done = start("identity")
+    assert done.returncode != 0
+    assert "made with score_fn" in done.stderr
+
+
+def brightness(model: Any, layer: Any, inputs: Tensor, target: int) -> Tensor:
+    return inputs[:, :1].abs()
+
+
+def test_what_others_left_out_is_said_by_the_first(tmp_path: Path) -> None:
+    for name in "ac":
+        Image.new("RGB", (96, 96), "red").save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    two = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    words = ["evaluate", tmp_path, "--model", "bundled", "--methods", "grad-cam", "--metrics", "complexity"]
+    done = subprocess.run(
+        command(*words, "--output", tmp_path / "out", launcher=two), check=False, env=ENVIRONMENT,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "b.png" in (tmp_path / "out/index.html").read_text()

@@ -176,7 +176,9 @@ def test_datasets_of_the_users() -> None:
     with pytest.raises(TypeError, match="dataset: item 4 must be"):
         as_example(object(), 4)
     assert as_example(Example("a", image, 3), 0).label == (3,)  # type: ignore[arg-type]
-    for label in (torch.eye(3)[1], 2.5, [1, 2.5], True):
+    with pytest.raises(TypeError, match="must not name a class twice"):
+        as_example((image, [0, 0, 1]), 0)
+    for label in (torch.eye(3)[1], torch.eye(3).long()[1], torch.tensor([0, 1]), 2.5, [1, 2.5], True):
         with pytest.raises(TypeError, match="label must be a class's index or name"):
             as_example((image, label), 0)
 
@@ -221,3 +223,34 @@ def test_the_layouts_of_real_datasets(source: str, number: int) -> None:
         for region in example.regions:
             painted = [*region.paint_boxes(image.size), region.paint_mask(image.size)]
             assert all(np.asarray(canvas).any() for canvas in painted if canvas is not None)
+
+
+def test_a_picture_with_several_labels(tmp_path: Path) -> None:
+    """An example for each label, or one that knows the places of all."""
+    picture(tmp_path / "images" / "a.png")
+    (tmp_path / "labels.csv").write_text("file,label\na.png,3\na.png,4\n")
+    (tmp_path / "boxes.csv").write_text(
+        "file,label,x0,y0,x1,y1\n./a.png,3,1,2,3,4\na.png,4,5,6,7,8\na.png,9,0,0,1,1\nb.png,3,0,0,1,1\n"
+    )
+    three, four = open_dataset(tmp_path)
+    assert (three.name, three.label, four.name, four.label) == ("a.png#3", (3,), "a.png#4", (4,))
+    assert three.regions[0] == Region((3,), ((1, 2, 3, 4),))
+    assert four.regions[0] == Region((4,), ((5, 6, 7, 8),))
+    (both,) = open_dataset(tmp_path, for_each_label=False)
+    assert (both.name, both.label) == ("a.png", (3, 4))
+    assert both.regions == (
+        Region((3,), ((1, 2, 3, 4),)), Region((4,), ((5, 6, 7, 8),)), Region((9,), ((0, 0, 1, 1),)),
+    )  # fmt: skip
+
+
+def test_boxes_that_do_not_fit(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("file,label\na.png,3\n")
+    for line, message in (
+        ("a.png,7,6,5,8", r"line 2 of .*boxes.csv has a box whose .* are not in order"),
+        ("a.png,7,,5,8", r"line 2 of .*boxes.csv needs numbers"),
+        ("b.png,1,2,3,4", r"boxes.csv has no box of a picture of .*labels.csv"),
+    ):
+        (tmp_path / "boxes.csv").write_text(f"file,x0,y0,x1,y1\n{line}\n")
+        with pytest.raises(ValueError, match=message):
+            open_dataset(tmp_path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
-from collections import Counter
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -95,7 +97,8 @@ class Example:
 
     Attributes:
         name: What its rows are called by; no two examples of a dataset have the same.
-        image: A file, a PIL picture, or a tensor (C, H, W) that is ready for the network.
+        image: A file, a PIL picture, or a tensor (C, H, W) that is ready for the network; boxes and masks are then in
+            its pixels.
         label: The classes that are right: one, several (the network's best of them counts), or none where unknown.
         regions: Where the objects are.
     """
@@ -104,6 +107,31 @@ class Example:
     image: Any
     label: tuple[Class, ...] = ()
     regions: tuple[Region, ...] = ()
+
+    def fingerprint(self, with_label: bool) -> str:
+        """What is explained, in a word that changes with it; a file by its size, which needs not be read for that."""
+        return _hash(_content(self.image), repr(self.label) if with_label else "")
+
+    def fingerprint_of_places(self) -> str:
+        """Where the objects are, in a word that changes with it."""
+        return _hash(*(f"{each.classes} {each.boxes} {each.index} {_content(each.mask)}" for each in self.regions))
+
+
+def _content(image: Any) -> str:
+    if image is None:
+        return ""
+    if isinstance(image, (str, Path)):
+        try:
+            return f"{Path(image).stat().st_size} bytes"
+        except (OSError, ValueError):
+            return "not there"
+    pixels = image.detach().cpu().contiguous() if isinstance(image, Tensor) else np.asarray(image)
+    content = pixels.view(torch.uint8).numpy().tobytes() if isinstance(pixels, Tensor) else pixels.tobytes()
+    return f"{tuple(pixels.shape)} {pixels.dtype} {hashlib.sha256(content).hexdigest()}"
+
+
+def _hash(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
 
 
 class Examples(Protocol):
@@ -155,11 +183,13 @@ def as_example(item: Any, index: int) -> Example:
 
 def _classes(label: Any) -> tuple[Class, ...]:
     if isinstance(label, Tensor):
-        label = label.item() if label.numel() == 1 else label.tolist()
+        label = label.item() if label.numel() == 1 else label
     labels = () if label is None else tuple(label) if isinstance(label, (tuple, list)) else (label,)
     for each in labels:
         if isinstance(each, bool) or not isinstance(each, (str, Integral)):
             raise TypeError(f"label must be a class's index or name, or several of these, not {label!r:.80}")
+    if len(set(labels)) < len(labels):  # a one-hot list, say
+        raise TypeError(f"label must not name a class twice, as {label!r:.80} does")
     return tuple(each if isinstance(each, str) else int(each) for each in labels)
 
 
@@ -210,7 +240,9 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
 # ------------------------------------------------------------------------------------------------------------ sources
 
 
-def open_dataset(source: str | Path, *, year: str | None = None, image_set: str = "val") -> list[Example]:
+def open_dataset(
+    source: str | Path, *, year: str | None = None, image_set: str = "val", for_each_label: bool = True
+) -> list[Example]:
     """Find the examples of a folder or a CSV file. No picture is opened.
 
     Args:
@@ -221,7 +253,7 @@ def open_dataset(source: str | Path, *, year: str | None = None, image_set: str 
               relative to the CSV file), and where known ``label`` (or ``target``, ``class_index``, ``class_name``,
               ``imagenet_class_indices``: an index, a name, or several indices with spaces between them), ``x0``,
               ``y0``, ``x1``, ``y1`` (a box in pixels of the picture), and ``mask`` (a file);
-            - a folder with a ``labels.csv`` of that form, and perhaps a ``boxes.csv``;
+            - a folder with a ``labels.csv`` of that form, and perhaps a ``boxes.csv`` whose lines may have labels, too;
             - the root of ImageNet as torchvision knows it (``meta.bin`` or the development kit, and ``val``);
             - the root of PASCAL VOC (``VOCdevkit``), read by torchvision's ``VOCDetection`` and ``VOCSegmentation``;
             - a folder with a folder of pictures for each class, named by the class (``ImageFolder``);
@@ -230,6 +262,9 @@ def open_dataset(source: str | Path, *, year: str | None = None, image_set: str 
             Default: None (the only one there is, or the latest)
         image_set (str, optional): Of ImageNet and PASCAL VOC.
             Default: ``"val"``
+        for_each_label (bool, optional): A picture that a CSV file has lines with different labels of is an example for
+            each of them (named ``picture#label``); with False it is one example that knows the places of all.
+            Default: True
 
     Returns:
         list[Example]: In a stable order.
@@ -245,13 +280,13 @@ def open_dataset(source: str | Path, *, year: str | None = None, image_set: str 
     path = Path(source)
     if str(source) == "bundled":
         found = list(_bundled())
-    elif path.is_file():
-        found = _from_csv(path)
-    elif not path.is_dir():
+    elif _exists(path) and path.is_file():
+        found = _from_csv(path, None, for_each_label)
+    elif not _exists(path):
         raise ValueError(f"dataset: there is no file or folder {source}")
     elif (path / "labels.csv").is_file():
         boxes = path / "boxes.csv"
-        found = _from_csv(path / "labels.csv", boxes if boxes.is_file() else None)
+        found = _from_csv(path / "labels.csv", boxes if boxes.is_file() else None, for_each_label)
     elif (path / "VOCdevkit").is_dir():
         found = list(_from_voc(path, year, image_set))
     elif (path / image_set).is_dir() and ((path / "meta.bin").is_file() or list(path.glob("ILSVRC*devkit*"))):
@@ -261,6 +296,13 @@ def open_dataset(source: str | Path, *, year: str | None = None, image_set: str 
     if not found:
         raise ValueError(f"dataset: there are no pictures in {source}")
     return found
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _bundled() -> Iterator[Example]:
@@ -274,9 +316,6 @@ def _bundled() -> Iterator[Example]:
 def _from_folder(folder: Path) -> list[Example]:
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
     names = [file.relative_to(folder) for file in files]
-    classes = sorted({name.parts[0] for name in names if len(name.parts) > 1})
-    if not classes:
-        return [Example(str(name), file) for name, file in zip(names, files, strict=True)]
     return [
         Example(name.as_posix(), file, (name.parts[0],) if len(name.parts) > 1 else ())
         for name, file in zip(names, files, strict=True)
@@ -343,36 +382,58 @@ def _voc_example(pictures: Any, image: Path, annotation: str, mask: str | None) 
     return Example(image.name, image, (largest,), tuple(regions))
 
 
-def _from_csv(file: Path, boxes: Path | None = None) -> list[Example]:
-    examples: dict[tuple[str, tuple[Class, ...]], tuple[list[Box], list[Path], tuple[Class, ...]]] = {}
+#: Of the classes that a region belongs to: its boxes and its masks.
+_Places = dict[tuple[Class, ...], tuple[list[Box], list[Path]]]
+
+
+def _from_csv(file: Path, boxes: Path | None, for_each_label: bool) -> list[Example]:
+    pictures: dict[str, dict[tuple[Class, ...], _Places]] = {}
+    labels: dict[str, dict[Class, None]] = {}  # of each picture, in their order
     for line, row in _lines(file):
-        name = _column(row, _FILE)
+        name = _file_of(row)
         if not name:
             raise ValueError(f"dataset: line {line} of {file} names no picture (a column {', '.join(_FILE)})")
         label = _label(_column(row, _LABEL))
-        accepted = _label(_column(row, _ACCEPTED))
-        found = examples.setdefault((name, label), ([], [], accepted or label))
-        box = _box(row, file, line)
-        if box is not None:
-            found[0].append(box)
-        mask = _column(row, _MASK)
-        if mask:
-            found[1].append(_beside(file, mask, ("", "masks")))
-    by_name: dict[str, list[Any]] = {}
-    for (name, _), found in examples.items():
-        by_name.setdefault(name, []).append(found)
+        labels.setdefault(name, {}).update(dict.fromkeys(label))
+        places = pictures.setdefault(name, {}).setdefault(label if for_each_label else (), {})
+        corners, masks = places.setdefault(_label(_column(row, _ACCEPTED)) or label, ([], []))
+        box, mask = _box(row, file, line), _column(row, _MASK)
+        corners += [] if box is None else [box]
+        masks += [_beside(file, mask, ("", "masks"))] if mask else []
+    known = 0
     for line, row in _lines(boxes) if boxes else ():
-        box = _box(row, file, line)
-        for found in by_name.get(_column(row, _FILE), ()) if box is not None else ():
-            found[0].append(box)
-    times = Counter(name for name, _ in examples)
-    result = []
-    for (name, label), (corners, masks, accepted) in examples.items():
-        unique = name if times[name] == 1 else f"{name}#{' '.join(map(str, label))}"
-        regions = [Region(accepted, tuple(corners), masks[0] if masks else None)] if corners or masks else []
-        regions += [Region(accepted, mask=mask) for mask in masks[1:]]
-        result.append(Example(unique, _beside(file, name, ("", "images")), label, tuple(regions)))
-    return result
+        box, label = _box(row, boxes or file, line), _label(_column(row, _ACCEPTED) or _column(row, _LABEL))
+        for places in pictures.get(_file_of(row), {}).values() if box is not None else ():
+            known += 1
+            fitting = [classes for classes in places if not label or set(label) & set(classes)]
+            for classes in fitting or [label]:
+                places.setdefault(classes, ([], []))[0].append(box)  # type: ignore[arg-type]
+    if boxes and not known:
+        raise ValueError(f"dataset: {boxes} has no box of a picture of {file}")
+    return [
+        Example(
+            name if len(by_label) == 1 else f"{name}#{' '.join(map(str, label))}",
+            _beside(file, name, ("", "images")),
+            label if for_each_label else tuple(labels[name]),
+            tuple(
+                region for classes, (corners, masks) in places.items() for region in _regions(classes, corners, masks)
+            ),
+        )
+        for name, by_label in pictures.items()
+        for label, places in by_label.items()
+    ]
+
+
+def _regions(classes: tuple[Class, ...], boxes: Sequence[Box], masks: Sequence[Path]) -> Iterator[Region]:
+    """A region with the boxes and the first mask, and one for each further mask."""
+    if boxes or masks:
+        yield Region(classes, tuple(boxes), masks[0] if masks else None)
+    yield from (Region(classes, mask=mask) for mask in masks[1:])
+
+
+def _file_of(row: dict[str, str]) -> str:
+    name = _column(row, _FILE)
+    return os.path.normpath(name) if name else ""
 
 
 def _lines(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -405,6 +466,8 @@ def _box(row: dict[str, str], file: Path, line: int) -> Box | None:
         left, top, right, bottom = (float(each) for each in given)
     except ValueError as error:
         raise ValueError(f"dataset: line {line} of {file} needs numbers for all of {', '.join(_CORNERS)}") from error
+    if right < left or bottom < top:
+        raise ValueError(f"dataset: line {line} of {file} has a box whose {_CORNERS} are not in order: {given}")
     return left, top, right, bottom
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_fusion import functional as formulas
 from captum_fusion import metrics
 from captum_fusion.evaluation.data import Example
-from captum_fusion.evaluation.methods import Explain, Words, import_object, parse, unknown
+from captum_fusion.evaluation.methods import Explain, Words, import_object, parse, refuse_unknown, unknown
 from captum_fusion.metrics import Curve
 
 #: What a metric finds: a number, a curve, or why there is none.
@@ -32,7 +32,7 @@ class Subject:
         target: The explained class.
         example: The picture's description.
         explain: The method, for metrics that explain again.
-        options: ``score_fn`` and ``perturbations_per_eval``.
+        options: ``score_fn``, ``perturbations_per_eval`` and ``seed``, for the metrics that have them.
         regions: Where the objects of the explained class are in ``inputs``, masks, bool ``(B, H, W)``.
         boxes: Their boxes, as masks of the same kind.
         nowhere: Why there are no regions.
@@ -58,10 +58,14 @@ class Subject:
         """A metric of :mod:`captum_fusion.metrics` on this subject; computed once for the same options."""
         key = metric, options_key(options)
         if key not in self.found:
-            self.found[key] = metric(
-                self.model, self.inputs, self.attributions, self.target, **{**self.options, **options}
-            )
+            given = {**self.options_of(metric), **options}
+            self.found[key] = metric(self.model, self.inputs, self.attributions, self.target, **given)
         return self.found[key]
+
+    def options_of(self, metric: Callable[..., Any]) -> dict[str, Any]:
+        """Those of the options that a metric has."""
+        known = inspect.signature(metric).parameters
+        return {key: value for key, value in self.options.items() if key in known}
 
     @cached_property
     def region(self) -> Tensor:
@@ -80,6 +84,7 @@ class Measure:
         meaning: A sentence that says what it is.
         compute: From a subject, with options of the metric.
         located: Whether it needs to know where the object is.
+        described: Whether it is given the example.
     """
 
     name: str
@@ -88,6 +93,12 @@ class Measure:
     meaning: str
     compute: Callable[..., Any]
     located: bool = False
+    described: bool = False
+
+    @property
+    def sees_places(self) -> bool:
+        """Whether its value may depend on the example's regions."""
+        return self.located or self.described
 
 
 def _of(metric: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,48 +120,30 @@ def drop_of(subject: Subject, options: Mapping[str, Any]) -> float:
     return float(formulas.drop(*subject.call(metrics.confidences, **options)))
 
 
-def _win(subject: Subject, **options: Any) -> float | str:
+def _win(subject: Subject, **options: Any) -> float:
     if subject.is_reference:
         return 0.0  # nothing drops less than itself
     if options_key(options) not in subject.rivals:
-        return "the reference method has failed"
+        raise RuntimeError("the reference method has failed")
     drop, rival = (torch.tensor(each) for each in (drop_of(subject, options), subject.rivals[options_key(options)]))
     return 100.0 * float(formulas.contribution(rival, drop) > 0)
 
 
 def _overall(subject: Subject, **options: Any) -> Tensor:
-    area: Tensor = subject.call(metrics.insertion, **options).auc - subject.call(metrics.deletion, **options).auc
+    """:func:`captum_fusion.metrics.overall` of the two curves, which are found once also where they stand alone."""
+    ends = {name: options.pop(f"{name}_baselines", None) for name in ("insertion", "deletion")}
+    areas = []
+    for metric in (metrics.insertion, metrics.deletion):
+        start = ends[metric.__name__]
+        areas.append(subject.call(metric, **options, **({} if start is None else {"baselines": start})).auc)
+    area: Tensor = areas[0] - areas[1]
     return area
 
 
 def _adcc(part: str) -> Callable[..., Any]:
-    def compute(subject: Subject, **options: Any) -> Tensor:
-        explain = _Explanation(subject.explain)
-        key = "adcc", options_key(options)
-        if key not in subject.found:
-            given = {**subject.options, **options}
-            subject.found[key] = metrics.adcc(
-                subject.model,
-                subject.inputs,
-                subject.attributions,
-                subject.target,
-                explanation_func=explain,
-                **given,
-            )
-        found: Tensor = getattr(subject.found[key], part)
-        return found
-
-    return compute
-
-
-class _Explanation:
-    """A method as metrics call it that explain again."""
-
-    def __init__(self, explain: Explain) -> None:
-        self._explain = explain
-
-    def __call__(self, inputs: Tensor, target: Any = None) -> Tensor:
-        return self._explain(inputs, target)
+    return lambda subject, **options: getattr(
+        subject.call(metrics.adcc, explanation_func=subject.explain, **options), part
+    )
 
 
 def _iou(subject: Subject, **options: Any) -> Tensor:
@@ -255,8 +248,9 @@ def find(metric: Any) -> tuple[Measure, dict[str, Any]]:
     Args:
         metric (str or callable): A name of :data:`METRICS` with options (``insertion:preset=rise``);
             ``package.module:function``; or a function ``metric(forward_func, inputs, attributions, target)`` that
-            returns a value for each example, as those of :mod:`captum_fusion.metrics` do. If it has an argument
-            ``example``, it is also given the :class:`captum_fusion.evaluation.Example`.
+            returns a value for each example, as those of :mod:`captum_fusion.metrics` do (which are known by their
+            names). If it has an argument ``example``, it is also given the
+            :class:`captum_fusion.evaluation.Example`; likewise ``score_fn``, ``perturbations_per_eval`` and ``seed``.
 
     Returns:
         tuple[Measure, dict]: The metric and its options.
@@ -270,26 +264,24 @@ def find(metric: Any) -> tuple[Measure, dict[str, Any]]:
         {'steps': 10}
     """
     words = parse(metric) if isinstance(metric, str) else Words(getattr(metric, "__name__", str(metric)), {})
-    if isinstance(metric, str) and words.name in METRICS:
+    if isinstance(metric, str) and ":" in words.name:
+        metric = import_object(words.name, METRICS)
+    if isinstance(metric, str) or getattr(metrics, words.name.rpartition(":")[2], None) is metric:
+        words = words._replace(name=words.name.rpartition(":")[2])
+        if words.name not in METRICS:
+            raise unknown("metric", words.name, METRICS)
         _check_options(words)
         return METRICS[words.name], words.options
-    if isinstance(metric, str):
-        if ":" not in words.name:
-            raise unknown("metric", words.name, METRICS)
-        metric = import_object(words.name)
     if not callable(metric):
         raise ValueError(f"metric {words.name!r} must be a function(forward_func, inputs, attributions, target)")
+    refuse_unknown("metrics", words, metric)
     return _own(metric, words.name), words.options
 
 
 def _check_options(words: Words) -> None:
     function = {"average_drop": "confidences", "average_increase": "confidences", "average_gain": "confidences"}
-    function |= {"win_rate": "confidences", "coherency": "adcc", "overall": "deletion"}
-    metric = getattr(metrics, function.get(words.name, words.name))
-    known = [name for name, each in inspect.signature(metric).parameters.items() if each.kind is each.KEYWORD_ONLY]
-    for key in words.options:
-        if key not in known:
-            raise ValueError(f"{words.name} has no option {key!r}; it has {', '.join(known) or 'none'}")
+    function |= {"win_rate": "confidences", "coherency": "adcc"}
+    refuse_unknown("metrics", words, getattr(metrics, function.get(words.name, words.name)))
 
 
 def _own(metric: Callable[..., Any], name: str) -> Measure:
@@ -298,9 +290,10 @@ def _own(metric: Callable[..., Any], name: str) -> Measure:
     def compute(subject: Subject, **options: Any) -> Any:
         extra = {"example": subject.example} if wants_example else {}
         tensors = subject.inputs.clone(), subject.attributions.clone()  # whatever the function does to them
-        return metric(subject.model, *tensors, subject.target, **extra, **options)
+        return metric(subject.model, *tensors, subject.target, **{**extra, **subject.options_of(metric), **options})
 
-    return Measure(name, name.rpartition(":")[2], "", (inspect.getdoc(metric) or name).splitlines()[0], compute)
+    meaning = (inspect.getdoc(metric) or name).splitlines()[0]
+    return Measure(name, name.rpartition(":")[2], "", meaning, compute, described=wants_example)
 
 
 def measure(found: tuple[Measure, dict[str, Any]], subject: Subject) -> Outcome:

@@ -8,10 +8,15 @@ import hashlib
 import importlib
 import inspect
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import CellType
 from typing import Any, NamedTuple
 
+import numpy as np
 from captum.attr import Attribution
 from torch import Tensor, nn
 
@@ -51,6 +56,8 @@ def parse(text: str) -> Words:
 
         >>> parse("fusion-cam:theta=20,weighting=raw")
         Words(name='fusion-cam', options={'theta': 20, 'weighting': 'raw'})
+        >>> parse("road:percentiles=[10,50],seed=1").options
+        {'percentiles': [10, 50], 'seed': 1}
         >>> parse("captum.attr:Saliency:abs=False")
         Words(name='captum.attr:Saliency', options={'abs': False})
     """
@@ -58,12 +65,17 @@ def parse(text: str) -> Words:
     if not name or "=" not in tail:
         return Words(text, {})
     options = {}
-    for part in tail.split(","):
+    for part in _parts(tail):
         key, equals, value = (each.strip() for each in part.partition("="))
         if not key or not equals or not value:
             raise ValueError(f"{text!r}: {part!r} is not option=value")
         options[key] = _value(value)
     return Words(name, options)
+
+
+def _parts(text: str) -> list[str]:
+    """A text divided at its commas, but for those in brackets."""
+    return re.split(r",(?![^(\[{]*[)\]}])", text)
 
 
 def _value(text: str) -> Any:
@@ -83,7 +95,7 @@ def split(texts: Iterable[str]) -> list[str]:
     """
     found: list[str] = []
     for text in texts:
-        for i, part in enumerate(each.strip() for each in text.split(",")):
+        for i, part in enumerate(each.strip() for each in _parts(text)):
             if i and "=" in part and ":" not in part.split("=")[0]:
                 found[-1] += f",{part}"
             elif part:
@@ -99,11 +111,25 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> ValueError:
     )
 
 
-def import_object(path: str) -> Any:
+def refuse_unknown(kind: str, words: Words, function: Callable[..., Any]) -> None:
+    """Refuse options that a function does not have.
+
+    Raises:
+        ValueError: If there is one; the message names it and those that there are.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    free = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY or each.default is not each.empty]
+    known = [name for name in free if name not in ("target", "additional_forward_args", "example", "explanation_func")]
+    for key in words.options if not any(each.kind is each.VAR_KEYWORD for each in parameters) else ():
+        if key not in known:
+            raise ValueError(f"{kind}: {words.name} has no option {key!r}; it has {', '.join(known) or 'none'}")
+
+
+def import_object(path: str, known: Container[str] = ()) -> Any:
     """What ``package.module:object`` names; modules in the current folder are found, too.
 
     Raises:
-        ValueError: If it cannot be imported.
+        ValueError: If it cannot be imported, or is one of the ``known`` names with something after it.
 
     Examples::
 
@@ -111,12 +137,14 @@ def import_object(path: str) -> Any:
         'Saliency'
     """
     module, _, name = path.partition(":")
+    if module in known:
+        raise ValueError(f"{path}: options are written option=value")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} could not be imported ({error})") from error
+    except Exception as error:  # a module of the user's may raise anything
+        raise ValueError(f"{path} could not be imported ({type(error).__name__}: {error})") from error
 
 
 #: What explains: ``explain(inputs, target) -> (N, C, *spatial)``.
@@ -172,12 +200,15 @@ def build(method: Any, place: Place, defaults: Mapping[str, Any], per_call: Mapp
             return _calling(built, per_call)
         if ":" not in name:
             raise unknown("method", name, METHODS)
-        method = import_object(name)
+        method = import_object(name, METHODS)
     layer = place.layers[-1]
     if isinstance(method, type) and issubclass(method, Attribution):
         own = inspect.signature(method).parameters
         arguments = (place.model, layer) if "layer" in own else (place.model,)
-        built = method(*arguments, **{key: value for key, value in options.items() if key in own})
+        try:
+            built = method(*arguments, **{key: value for key, value in options.items() if key in own})
+        except Exception as error:  # a class of the user's may raise anything
+            raise ValueError(f"methods: {name} could not be made ({type(error).__name__}: {error})") from error
         accepted = inspect.signature(built.attribute).parameters
         for key in options:
             if key not in own and key not in accepted:
@@ -187,6 +218,7 @@ def build(method: Any, place: Place, defaults: Mapping[str, Any], per_call: Mapp
         raise ValueError(f"methods: {name!r} must be an attribution or a function(model, layer, inputs, target)")
     if hasattr(method, "attribute"):
         return _calling(method, {**per_call, **options})
+    refuse_unknown("methods", Words(name, options), method)
 
     def explain(inputs: Tensor, target: Any = None) -> Tensor:
         return _tensor(method(place.model, layer, inputs.clone(), target, **options), name)
@@ -252,6 +284,9 @@ def _tensor(result: Any, name: str) -> Tensor:
 def fingerprint(method: Any) -> str:
     """What a method or metric is, in words that change when it does: for rows that must not be mixed.
 
+    Source, default arguments, what a function encloses, and the attributes of objects, also of the methods that they
+    are made of. What a function calls, or reads from global variables, is not seen.
+
     Examples::
 
         >>> fingerprint("fusion-cam:theta=5")
@@ -261,20 +296,60 @@ def fingerprint(method: Any) -> str:
         words = parse(method)
         if words.name in METHODS or ":" not in words.name:
             return method
-        return f"{method} {_source(import_object(words.name))}"
+        return f"{method} {_hash(_described(import_object(words.name, METHODS), {}, ()))}"
     kind = method if inspect.isroutine(method) or isinstance(method, type) else type(method)
-    if kind is method:
-        return f"{kind.__module__}.{kind.__qualname__} {_source(kind)}"
-    plain = [each for each in sorted(getattr(method, "__dict__", {}).items()) if isinstance(each[1], (int, float, str))]
-    return f"{kind.__module__}.{kind.__qualname__} {_source(kind)} {plain}"
+    return f"{kind.__module__}.{kind.__qualname__} {_hash(_described(method, {}, ()))}"
+
+
+def _described(value: Any, names: Mapping[int, str], within: tuple[int, ...]) -> str:
+    """All that can be said of a value; modules by their names in the network that is explained."""
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Path)):
+        return repr(value)
+    if id(value) in within:
+        return "itself"
+    within = (*within, id(value))
+
+    def inner(some: Iterable[Any]) -> str:
+        return "(" + ", ".join(_described(each, names, within) for each in some) + ")"
+
+    if isinstance(value, (Tensor, np.ndarray)):
+        plain = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        return f"{plain.dtype}{plain.shape}{_hash(plain.tobytes())}"
+    if isinstance(value, nn.Module):
+        return f"module {names.get(id(value), _source(type(value)))}"
+    if isinstance(value, Mapping):
+        return inner(part for key in sorted(value, key=repr) for part in (key, value[key]))
+    if isinstance(value, (list, tuple)):
+        return inner(value)
+    if isinstance(value, (set, frozenset)):
+        return inner(sorted(value, key=repr))
+    if isinstance(value, partial):
+        return inner((value.func, value.args, value.keywords))
+    if inspect.ismethod(value):
+        return inner((value.__self__, value.__func__))
+    if inspect.isfunction(value):
+        enclosed = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        return _source(value) + inner((value.__defaults__, value.__kwdefaults__, enclosed))
+    if inspect.isroutine(value) or isinstance(value, type):
+        return _source(value)
+    if isinstance(value, Attribution) and isinstance(value.forward_func, nn.Module):
+        names = {id(module): f"{name!r}" for name, module in value.forward_func.named_modules()}
+    known = getattr(value, "__dict__", {}) if len(within) == 1 or isinstance(value, Attribution) else {}
+    return _source(type(value)) + inner([known])
 
 
 def _source(value: Any) -> str:
+    name = getattr(value, "__qualname__", repr(value))
     try:
-        text = inspect.getsource(value)
+        return f"{name} {_hash(inspect.getsource(value))}"
     except (OSError, TypeError):
-        text = repr(getattr(value, "__qualname__", value))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+        return name
+
+
+def _hash(content: str | bytes) -> str:
+    return hashlib.sha256(
+        content.encode(errors="surrogateescape") if isinstance(content, str) else content
+    ).hexdigest()[:8]
 
 
 class Stage:

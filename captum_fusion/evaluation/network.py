@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -94,15 +95,17 @@ class Network:
             raise ValueError(f"classes: there are {len(names)} names for {self.outputs} outputs")
         self.class_names = None if names is None else list(names)
         self.layer_name, place = self._place(layer, probe)
+        fused = [name for name, module in self.model.named_modules() if module in place.stages]
+        named = {label: words.name for label, method in work.methods.items() if (words := _words(method)) is not None}
+        self._stages = {label: fused or [self.layer_name] for label, name in named.items() if name == "integrative-cam"}
         chosen = {} if work.score_fn is None else {"score_fn": work.score_fn}
-        self.options = {**chosen, "perturbations_per_eval": work.perturbations_per_eval}
-        per_call = {**self.options, "seed": work.seed}
+        self.options = {**chosen, "perturbations_per_eval": work.perturbations_per_eval, "seed": work.seed}
         self.methods = {
-            label: methods.build(method, place, {**chosen, "seed": work.seed}, per_call)
+            label: methods.build(method, place, {**chosen, "seed": work.seed}, self.options)
             for label, method in work.methods.items()
         }
         self._counter = _Counter(self.model)
-        self._try_options(probe, int(output[0].argmax()))
+        self._try_metrics(probe, int(output[0].argmax()))
 
     def settings(self) -> dict[str, Any]:
         """What rows of this network depend on."""
@@ -112,6 +115,7 @@ class Network:
             "layout": str(self.layout),
             "classes": self.outputs,
             "names": None if self.class_names is None else _hash(*self.class_names),
+            "layers": self._stages,
         }
 
     def _layout(self, inputs: Tensor) -> torch.memory_format:
@@ -120,17 +124,15 @@ class Network:
             with torch.no_grad():
                 self.model(inputs.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last))
             return torch.channels_last
-        except (RuntimeError, ValueError):
+        except Exception:  # a network may raise anything; whether it takes pictures at all is found out next
             return torch.contiguous_format
 
     def _output(self, inputs: Tensor) -> Tensor:
         return models.output_of(self.name, self.model, inputs)
 
     def _place(self, given: str | None, probe: Tensor) -> tuple[str, methods.Place]:
-        wants_stages = any(
-            isinstance(each, str) and methods.parse(each).name == "integrative-cam"
-            for each in self.work.methods.values()
-        )
+        words = [_words(each) for each in self.work.methods.values()]
+        wants_stages = any(each is not None and each.name == "integrative-cam" for each in words)
         try:
             if given is not None:
                 return given, methods.Place(self.model, [layers.find_layer(self.model, given)], [])
@@ -140,23 +142,31 @@ class Network:
             raise ValueError(f"layer: {error}") from error
         return name, methods.Place(self.model, [layer], [module for _, module in found])
 
-    def _try_options(self, probe: Tensor, target: int) -> None:
-        """Refuse options that a metric of ours does not take, before hours are spent."""
+    def _try_metrics(self, probe: Tensor, target: int) -> None:
+        """Refuse what no metric of ours can measure, before hours are spent."""
+        half = torch.zeros(1, *probe.shape[2:], dtype=torch.bool)
+        half[:, : half.shape[1] // 2 + 1] = True
+        subject = Subject(
+            self.model,
+            probe,
+            probe.abs().sum(1, keepdim=True),
+            target,
+            Example("probe", None),
+            explain=lambda inputs, target=None: inputs.abs().sum(1, keepdim=True),
+            options=self.options,
+            regions=half,
+            boxes=half,
+        )
         for label, (measure, options) in self.work.metrics.items():
-            if not options or METRICS.get(measure.name) is not measure or measure.located:
+            if METRICS.get(measure.name) is not measure:
                 continue
-            subject = Subject(
-                self.model,
-                probe,
-                probe.abs().sum(1, keepdim=True),
-                target,
-                Example("probe", None),
-                explain=lambda inputs, target=None: inputs.abs().sum(1, keepdim=True),
-                options=self.options,
-            )
             try:
+                if measure.name in ("insertion", "deletion", "overall"):
+                    options = {"steps": 1, **options}  # a short curve will do
+                if self.work.is_win(label):
+                    subject.rivals[measures.options_key(options)] = measures.drop_of(subject, options)
                 measures.measure((measure, options), subject)
-            except (ValueError, TypeError) as error:
+            except Exception as error:
                 raise ValueError(f"metrics: {label}: {models.first_line(error)}") from error
 
     # ----------------------------------------------------------------------------------------------------- a picture
@@ -205,7 +215,7 @@ class Network:
                 except Exception as error:  # a method of the user's may raise anything; one picture is not the run
                     why = f"{type(error).__name__}: {models.first_line(error)}"
                     self._once(label, f"{self.name}: {label} fails on {image}: {why}")
-                    yield [{**row, "metric": metric, "value": None, "error": why} for metric in mine]
+                    yield [{**row, **self._named(metric), "value": None, "error": why} for metric in mine]
                     continue
                 drawn[label] = attributions
                 subject = Subject(
@@ -234,7 +244,9 @@ class Network:
     def _know_rival(self, subject: Subject) -> None:
         for measure, options in self.work.metrics.values():
             if measure is METRICS["win_rate"]:
-                subject.rivals[measures.options_key(options)] = measures.drop_of(subject, options)
+                # Where it cannot be known, the wins against it say so.
+                with contextlib.suppress(Exception):
+                    subject.rivals[measures.options_key(options)] = measures.drop_of(subject, options)
 
     def _once(self, key: Any, text: str) -> None:
         if key not in self._said:
@@ -261,14 +273,16 @@ class Network:
             raise ValueError(f"the map must be of shape (1, channels, height, width), not {tuple(attributions.shape)}")
         if not attributions.isfinite().all():
             raise ValueError("the map is not finite")
-        return attributions, costs
+        return functional.at_least_float32(attributions), costs
+
+    def _named(self, metric: str) -> Row:
+        """A metric in a row, with the reference that wins are against."""
+        return {"metric": metric, **({"reference": self.work.reference} if self.work.is_win(metric) else {})}
 
     def _measured(self, metric: str, subject: Subject, costs: Mapping[str, float]) -> Row:
+        row = {**self._named(metric), "value": None}
         if metric in costs:
-            return {"metric": metric, "value": costs[metric]}
-        row: Row = {"metric": metric, "value": None}
-        if self.work.is_win(metric):
-            row["reference"] = self.work.reference
+            return {**row, "value": costs[metric]}
         try:
             value = measures.measure(self.work.metrics[metric], subject)
         except Exception as error:  # as for methods
@@ -320,12 +334,16 @@ class Network:
     ) -> tuple[Tensor, Tensor, str]:
         """Masks of the target's objects in the network's input, its boxes as masks, and why there are none."""
         none = torch.zeros(0, *inputs.shape[2:], dtype=torch.bool)
+        seen = self._seen
+        if size is None:  # a tensor is what the network sees, and so are the places in it
+            size = int(inputs.shape[3]), int(inputs.shape[2])
+            seen = _white
         mine = [region for region in example.regions if any(target in self._indices(each) for each in region.classes)]
-        if size is None or not mine:
+        if not mine:
             return none, none, "the object's place is not known"
         try:
-            boxes = [self._seen(canvas) for region in mine for canvas in region.paint_boxes(size)]
-            masks = [self._seen(mask) for region in mine if (mask := region.paint_mask(size)) is not None]
+            boxes = [seen(canvas) for region in mine for canvas in region.paint_boxes(size)]
+            masks = [seen(mask) for region in mine if (mask := region.paint_mask(size)) is not None]
         except ValueError as error:
             return none, none, models.first_line(error)
         shown = [[each for each in some if each.any()] for some in (masks or boxes, boxes or masks)]
@@ -353,6 +371,14 @@ class Network:
         figure, file = visualize_grid([(picture, row) for row in rows]), BytesIO()
         figure.savefig(file, dpi=100, format="png", bbox_inches="tight", pad_inches=0.06, metadata={"Software": None})
         store.write_whole(path, file.getvalue())
+
+
+def _white(canvas: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(canvas) > 127)
+
+
+def _words(method: Any) -> methods.Words | None:
+    return methods.parse(method) if isinstance(method, str) else None
 
 
 def _heat(attributions: Tensor) -> Tensor:

@@ -45,6 +45,11 @@ class Processes:
         torch.distributed.gather_object(value, found, dst=0)
         return found or []
 
+    def wait(self) -> None:
+        """Go on when every process has come here."""
+        self.gather(None)
+        self.broadcast(None)
+
     def stop_together(self, problem: str | None) -> None:
         """Raise the first problem that any process has on all of them, so that none waits for one that has failed.
 
@@ -62,7 +67,7 @@ class Processes:
         path, token = folder / ".token", self.broadcast(os.urandom(8).hex())
         if self.rank == 0:
             write_whole(path, token.encode())
-        self.broadcast(None)
+        self.wait()
         return self.rank == 0 or (path.is_file() and path.read_text() == token)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +62,8 @@ class _Job:
         pictures: Of how many images maps are drawn.
         workers: Processes that read pictures.
         show_progress: Whether there is a bar.
+        identities: Of examples that are known without being opened: fingerprints of what is explained, and of where
+            its objects are.
         skipped: Why (model, image) is left out.
     """
 
@@ -70,12 +74,24 @@ class _Job:
     pictures: int
     workers: int
     show_progress: bool
+    identities: Mapping[str, tuple[str, str]]
     skipped: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def skip(self, model: str, image: str, why: str) -> None:
         """Leave a picture out, and say so."""
         self.skipped[model, image] = why
         tqdm.write(f"{image} is left out: {why}".encode(errors="backslashreplace").decode())
+
+    def signed(self, row: Row, work: Work) -> Row:
+        """A row with the fingerprints of what it depends on."""
+        picture, place = self.identities.get(row["image"], ("", ""))
+        sees = row["metric"] in work.metrics and work.metrics[row["metric"]][0].sees_places
+        return {**row, **({"picture": picture} if picture else {}), **({"place": place} if sees and place else {})}
+
+    def holds(self, row: Row, work: Work) -> bool:
+        """Whether a row is of this study: of the same picture and places, and, a win, against the same reference."""
+        now = self.signed({"image": row["image"], "metric": row["metric"], "reference": work.reference}, work)
+        return all(row.get(key, now.get(key)) == now.get(key) for key in ("picture", "place", "reference"))
 
     def drawing(self, model: str, index: int, labels: Sequence[str]) -> Path:
         """Where the maps of a picture are drawn."""
@@ -217,7 +233,8 @@ def evaluate(
     given_metrics = _labelled(metrics if metrics is not None else chosen.metrics, "metric")
     measured = {label: measures.find(each) for label, each in given_metrics.items()}
     used = [each for each, _ in measured.values()]
-    if METRICS["average_drop"] in used and METRICS["complexity"] not in used:  # a drop alone says nothing
+    drops = METRICS["average_drop"] in used or any(label.partition(":")[0] == "average_drop" for label in measured)
+    if drops and METRICS["complexity"] not in used:  # a drop alone says nothing
         if "complexity" in measured:
             raise ValueError("metrics: 'complexity' is the mask's area, shown with average_drop; name yours otherwise")
         given_metrics["complexity"], measured["complexity"] = "complexity", measures.find("complexity")
@@ -233,17 +250,17 @@ def evaluate(
         raise ValueError("methods: an attribution object explains one model; for several give names or functions")
     where = device or _device_of(given)
     chunk = (4 if where == "cpu" else 64) if perturbations_per_eval is None else perturbations_per_eval
-    _check(target, limit, workers=workers, threads=threads, perturbations_per_eval=chunk, pictures=pictures)
+    _check(target, limit, seed=seed, workers=workers, threads=threads, perturbations_per_eval=chunk, pictures=pictures)
     functional.score_function(score_fn or "softmax")
     places = [layer] * len(loaders) if layer is None or isinstance(layer, str) else list(layer)
     if len(places) != len(loaders):
         raise ValueError(f"layer: there are {len(places)} names for {len(loaders)} models")
     examples: Examples
     if isinstance(dataset, (str, Path)):
-        examples = _open(dataset, Path(output), year, image_set)
+        examples = _open(dataset, Path(output), year, image_set, target)
         source = "bundled" if str(dataset) == "bundled" else str(Path(dataset).resolve())
     else:
-        examples, source = dataset, f"{type(dataset).__name__} of {len(dataset)}"
+        examples, source = dataset, type(dataset).__name__
     number = len(examples) if limit is None else min(limit, len(examples))
     if not number:
         raise ValueError("dataset: it is empty")
@@ -274,7 +291,11 @@ def evaluate(
         "methods": {label: words.fingerprint(each) for label, each in labelled.items()},
         "metrics": {label: words.fingerprint(each) for label, each in given_metrics.items()},
     }
-    job = _Job(examples, _names(examples, number), settings_of_rows, Path(output), pictures, workers, show_progress)
+    names = _names(examples, number)
+    job = _Job(
+        examples, names, settings_of_rows, Path(output), pictures, workers, show_progress,
+        identities=_identities(examples, names, target),
+    )  # fmt: skip
     with _threads(threads), processes(where) as world:
         if world.size > 1 and where == "cuda":
             where = f"cuda:{world.local_rank}"
@@ -335,11 +356,19 @@ def _labelled(given: Any, kind: str = "method") -> dict[str, Any]:
             found[label] = each
     if not found:
         raise ValueError(f"{kind}s: there is none")
+    for label in found:
+        if not isinstance(label, str) or not label:
+            raise ValueError(f"{kind}s: a label must be a text, not {label!r}")
+        if kind == "metric" and label in measures.COSTS:
+            raise ValueError(f"metrics: {label!r} is always measured of every method; name yours otherwise")
     return found
 
 
 def _with_theta(labelled: dict[str, Any], theta: Sequence[float]) -> dict[str, Any]:
-    if not theta:
+    values: list[Any] = list(theta) if isinstance(theta, Iterable) else [None]
+    if not all(isinstance(value, Real) for value in values):
+        raise ValueError(f"theta must be a sequence of numbers, not {theta!r}")
+    if not values:
         return labelled
     found: dict[str, Any] = {}
     for label, method in labelled.items():
@@ -347,7 +376,7 @@ def _with_theta(labelled: dict[str, Any], theta: Sequence[float]) -> dict[str, A
         if given is None or not words.takes(given.name, "theta") or "theta" in given.options:
             found[label] = method
             continue
-        for value in theta:
+        for value in values:
             shown = f"{value:g}" if float(f"{value:g}") == value else repr(value)
             text = f"{method}{',' if given.options else ':'}theta={shown}"
             found[text if label == method else f"{label}:theta={shown}"] = text
@@ -358,14 +387,14 @@ def _check(target: str, limit: int | None, **counts: int) -> None:
     if target not in _TARGETS:
         raise ValueError(f"target must be one of {', '.join(map(repr, _TARGETS))}, not {target!r}")
     for name, value in {**counts, **({} if limit is None else {"limit": limit})}.items():
-        least = 0 if name in ("workers", "pictures") else 1
+        least = 0 if name in ("seed", "workers", "pictures") else 1
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an int of at least {least}, not {value!r}")
 
 
-def _open(source: str | Path, output: Path, year: str | None, image_set: str) -> list[Example]:
+def _open(source: str | Path, output: Path, year: str | None, image_set: str, target: str) -> list[Example]:
     """The examples of a source, without what an earlier run has written beside them."""
-    found = open_dataset(source, year=year, image_set=image_set)
+    found = open_dataset(source, year=year, image_set=image_set, for_each_label=target == "label")
     if str(source) == "bundled":
         return found
     own = [output.resolve() / each for each in _FOLDERS]
@@ -388,6 +417,17 @@ def _names(examples: Examples, number: int) -> list[str]:
             raise ValueError("dataset: two examples have the same name")
         return names
     return [str(index) for index in range(number)]
+
+
+def _identities(examples: Examples, names: Sequence[str], target: str) -> dict[str, tuple[str, str]]:
+    """Fingerprints of examples, and of their places; none of datasets that would have to be opened."""
+    if not isinstance(examples, list) or not all(isinstance(each, Example) for each in examples):
+        return {}
+    found = {}
+    for name, example in zip(names, examples, strict=False):
+        of = as_example(example, 0)
+        found[name] = of.fingerprint(with_label=target == "label"), of.fingerprint_of_places()
+    return found
 
 
 Loader = Callable[[], models.LoadedModel]
@@ -470,39 +510,44 @@ def _run(
     """Run what is missing; on the first process the rows that were asked for."""
     with contextlib.ExitStack() as stack:
         networks: list[Network] = []
+        settings: dict[str, dict[str, Any]] = {}
         mine, problem = Store(job.folder / "rows", world.rank), None
         try:  # everything that can be wrong is found out before the first row is written
             for (name, loader), layer in zip(loaders.items(), places, strict=True):
                 loaded = _load(name, loader, device)
                 stack.enter_context(_eval_mode(loaded.model))
-                networks.append(Network(loaded, work, layer, _probe(job, loaded), tqdm.write))
+                first, probe = _probe(job, loaded)
+                networks.append(Network(loaded, work, layer, probe, tqdm.write))
+                settings[name] = {**networks[-1].settings(), "preprocessing of": {first: _digest_of(probe)}}
             stack.enter_context(mine)
         except (ValueError, TypeError) as error:
             problem = str(error)
         world.stop_together(problem)
+        # A disk that the first process does not see is looked after by one process of that machine.
+        same_disk = world.share_disk(job.folder / "rows")
+        keeps_disk = world.rank == 0 or (world.local_rank == 0 and not same_disk)
         try:
-            if world.rank == 0:
-                _agree(job, {network.name: network.settings() for network in networks}, mine)
+            if keeps_disk:
+                _agree(job, settings, mine)
         except ValueError as error:
             problem = str(error)
         world.stop_together(problem)
-        same_disk = world.share_disk(job.folder / "rows")
         for network in networks:
             _run_network(job, work, network, world, mine)
-        # Rows on a disk that the first process does not see are sent to it, by one process of that machine.
-        sends = world.rank > 0 and world.local_rank == 0 and not same_disk
-        gathered = world.gather((list(mine.rows()) if sends else [], job.skipped))
-        rows = list(mine.rows()) if world.rank == 0 else []
-    images, cells = set(job.names), {(method, metric) for method in work.labels for metric in work.columns}
-    together: dict[store.Key, Row] = {}
-    for some, skipped in [(rows, {}), *gathered]:
+        world.wait()  # the others of this machine may still be writing
+        images, cells = set(job.names), {(method, metric) for method in work.labels for metric in work.columns}
+        rows = [
+            row
+            for row in (mine.each() if keeps_disk else ())
+            if row["model"] in loaders
+            and row["image"] in images
+            and (row["method"], row["metric"]) in cells
+            and job.holds(row, work)
+        ]
+        gathered = world.gather((rows, job.skipped))
+    for _, skipped in gathered:
         job.skipped.update(skipped)
-        for row in some:
-            asked_for = row["model"] in loaders and row["image"] in images and (row["method"], row["metric"]) in cells
-            better = store.is_done(row) or store.key_of(row) not in together
-            if asked_for and better and _counts(row, work):
-                together[store.key_of(row)] = row
-    return sorted(together.values(), key=store.key_of)
+    return sorted(store.latest(row for some, _ in gathered for row in some), key=store.key_of)
 
 
 def _load(name: str, loader: Loader, device: str) -> models.LoadedModel:
@@ -520,18 +565,23 @@ def _load(name: str, loader: Loader, device: str) -> models.LoadedModel:
     return loaded
 
 
-def _probe(job: _Job, loaded: models.LoadedModel) -> Tensor:
-    """The first picture that can be read, the same one for every process."""
+def _probe(job: _Job, loaded: models.LoadedModel) -> tuple[str, Tensor]:
+    """The first picture that can be read, the same one for every process: what it is, and as the network's input."""
     items, why = _Items(job.examples, range(len(job.names))), ""
     for position in range(len(items)):
         _, _, picture = items[position]
         try:
             if isinstance(picture, Exception):
                 raise picture
-            return prepare(loaded, picture)[0]
+            name = job.names[position]
+            return " ".join([name, *job.identities.get(name, ())[:1]]), prepare(loaded, picture)[0]
         except ValueError as error:
             why = why or str(error)
     raise ValueError(f"dataset: none of the {len(job.names)} pictures could be read (first: {why})")
+
+
+def _digest_of(inputs: Tensor) -> str:
+    return hashlib.sha256(inputs.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:8]
 
 
 def _agree(job: _Job, networks: Mapping[str, dict[str, Any]], mine: Store) -> None:
@@ -540,7 +590,9 @@ def _agree(job: _Job, networks: Mapping[str, dict[str, Any]], mine: Store) -> No
     known: dict[str, Any] = {}
     if next(mine.each(), None) is not None:
         try:
-            known = dict(json.loads(path.read_text(encoding="utf-8")))
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(known, dict):
+                raise ValueError("it holds no settings")
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"output: there are rows in {job.folder}, but what they were made with could not be read from {path} "
@@ -583,16 +635,11 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _counts(row: Row, work: Work) -> bool:
-    """Whether a row is of this study: a win is one against this reference."""
-    return bool(row.get("reference", work.reference) == work.reference)
-
-
 def _run_network(job: _Job, work: Work, network: Network, world: Processes, mine: Store) -> None:
     done = {
         (row["image"], row["method"], row["metric"])
         for row in mine.each()
-        if row["model"] == network.name and store.is_done(row) and _counts(row, work)
+        if row["model"] == network.name and store.is_done(row) and job.holds(row, work)
     }
     missing: dict[int, set[tuple[str, str]]] = {}
     for index in range(world.rank, len(job.names), world.size):
@@ -615,7 +662,7 @@ def _run_network(job: _Job, work: Work, network: Network, world: Processes, mine
                 raise picture
             inputs, size = network.prepare(picture)
             for rows in network.rows(job.names[index], example, inputs, size, missing[index], drawing):
-                mine.append(rows)
+                mine.append(job.signed(row, work) for row in rows)
         except OSError:  # the disk's, not the picture's
             raise
         except Exception as error:  # no picture is the run

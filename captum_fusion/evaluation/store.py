@@ -26,6 +26,16 @@ def is_done(row: Row) -> bool:
     return "error" not in row or bool(row.get("final"))
 
 
+def latest(rows: Iterable[Row]) -> Iterator[Row]:
+    """Of rows with the same key the latest that is done, or the latest where none is."""
+    found: dict[Key, Row] = {}
+    for row in rows:
+        key = key_of(row)
+        if is_done(row) or key not in found or not is_done(found[key]):
+            found[key] = row
+    yield from found.values()
+
+
 class Store:
     """The rows of a folder: JSON Lines, a file for each writing process.
 
@@ -105,12 +115,7 @@ class Store:
 
     def rows(self) -> Iterator[Row]:
         """The rows of the folder: of those with the same key the latest that is done."""
-        found: dict[Key, Row] = {}
-        for row in self.each():
-            key = key_of(row)
-            if is_done(row) or key not in found or not is_done(found[key]):
-                found[key] = row
-        yield from found.values()
+        yield from latest(self.each())
 
 
 def _parse(line: bytes) -> Row | None:
