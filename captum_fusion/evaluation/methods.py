@@ -117,7 +117,10 @@ def refuse_unknown(kind: str, words: Words, function: Callable[..., Any]) -> Non
     Raises:
         ValueError: If there is one; the message names it and those that there are.
     """
-    parameters = list(inspect.signature(function).parameters.values())
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError as error:
+        raise ValueError(f"{kind}: {words.name} must be a Python function: its arguments are not known") from error
     free = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY or each.default is not each.empty]
     known = [name for name in free if name not in ("target", "additional_forward_args", "example", "explanation_func")]
     for key in words.options if not any(each.kind is each.VAR_KEYWORD for each in parameters) else ():
