@@ -695,6 +695,11 @@ def test_rows_of_other_pictures_are_not_taken_for_these(tmp_path: Path) -> None:
     found = run(tmp_path, mixed, metrics=["complexity"])
     assert content_of(found) == content_of(run(tmp_path / "b", mixed, metrics=["complexity"]))
     assert len((tmp_path / "rows/rank-0.jsonl").read_text().splitlines()) == (4 + 2) * 2 * 4
+    pairs = [(each.image, i) for i, each in enumerate(data)]
+    run(tmp_path / "pairs", pairs, metrics=["complexity"], limit=2)
+    changed = [pairs[0], (other[1].image, 1)]
+    again = run(tmp_path / "pairs", changed, metrics=["complexity"])
+    assert content_of(again) == content_of(run(tmp_path / "pairs b", changed, metrics=["complexity"]))
 
     seen: dict[str, Any] = {"target": "label", "metrics": ["complexity"]}
     before = run(tmp_path / "c", data, **seen)

@@ -95,7 +95,12 @@ class _Job:
 
     def drawing(self, model: str, index: int, labels: Sequence[str]) -> Path:
         """Where the maps of a picture are drawn."""
-        return self.folder / "maps" / drawing_name(index, model, self.names[index], labels)
+        return self.folder / "maps" / drawing_name(index, model, self.seen(index), labels)
+
+    def seen(self, index: int) -> str:
+        """A picture's name, and the fingerprint that tells it from another of that name."""
+        name = self.names[index]
+        return " ".join([name, *self.identities.get(name, ())[:1]])
 
 
 class _Items(Dataset[Any]):
@@ -421,12 +426,11 @@ def _names(examples: Examples, number: int) -> list[str]:
 
 def _identities(examples: Examples, names: Sequence[str], target: str) -> dict[str, tuple[str, str]]:
     """Fingerprints of examples, and of their places; none of datasets that would have to be opened."""
-    if not isinstance(examples, list) or not all(isinstance(each, Example) for each in examples):
-        return {}
     found = {}
-    for name, example in zip(names, examples, strict=False):
-        of = as_example(example, 0)
-        found[name] = of.fingerprint(with_label=target == "label"), of.fingerprint_of_places()
+    for index, name in enumerate(names) if isinstance(examples, list) else ():
+        with contextlib.suppress(TypeError):  # no example: said when its turn comes
+            example = as_example(examples[index], index)
+            found[name] = example.fingerprint(with_label=target == "label"), example.fingerprint_of_places()
     return found
 
 
@@ -573,8 +577,7 @@ def _probe(job: _Job, loaded: models.LoadedModel) -> tuple[str, Tensor]:
         try:
             if isinstance(picture, Exception):
                 raise picture
-            name = job.names[position]
-            return " ".join([name, *job.identities.get(name, ())[:1]]), prepare(loaded, picture)[0]
+            return job.seen(position), prepare(loaded, picture)[0]
         except ValueError as error:
             why = why or str(error)
     raise ValueError(f"dataset: none of the {len(job.names)} pictures could be read (first: {why})")
