@@ -7,6 +7,7 @@ import difflib
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
@@ -243,7 +244,11 @@ def _add_evaluate(commands: Any) -> None:
         "called with (forward_func, inputs, attributions, target)",
     )
     study.add_argument("--theta", nargs="+", type=float, metavar="X", help="run the fusions with each of these")
-    study.add_argument("--reference", metavar="NAME", help="the method that differences are taken against")
+    study.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="the method that differences are taken against (default: the preset's, else the last)",
+    )
     study.add_argument("--layer", nargs="+", metavar="NAME", help="for each model (default: the last stage)")
     study.add_argument(
         "--target",
@@ -252,7 +257,7 @@ def _add_evaluate(commands: Any) -> None:
         help="the class that is explained (default: the prediction for the whole picture)",
     )
     study.add_argument("--score-fn", choices=["softmax", "sigmoid", "identity"], help="as of 'explain'")
-    study.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+    study.add_argument("--limit", type=int, metavar="N", help="only the first N pictures; folders of classes are mixed")
     study.add_argument("--year", help="of PASCAL VOC")
     study.add_argument("--image-set", default="val", metavar="NAME", help="of ImageNet and PASCAL VOC (default: val)")
     study.add_argument("--seed", type=int, default=0, help="of everything that is drawn at random (default: 0)")
@@ -355,11 +360,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on from the rows in {options.output}", file=sys.stderr)
         raise SystemExit(130) from None
-    tables = [file for file in found.files if file.suffix == ".md" and not file.stem.endswith("_cost")]
-    for table in tables:
-        print(table.read_text(encoding="utf-8"))
+    for table in found.files:
+        if table.suffix == ".md" and table.stem.endswith("_cost") == (options.preset == "time"):
+            print(re.sub(r"\\(\W)", r"\1", table.read_text(encoding="utf-8")))  # escapes are for Markdown
     if found.files:
         print(f"wrote {options.output / 'index.html'} and {len(found.files) - 1} files beside it")
+    asked, failed = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for row in found.rows:
+        if row["metric"] == "rows":  # which every method has that gives a map
+            asked[row["model"], row["method"]] += 1
+            failed[row["model"], row["method"]] += "error" in row
+    for (model, method), count in (+failed).items():
+        print(f"{model}: {method} failed on {count} of {asked[model, method]} pictures", file=sys.stderr)
+    if any(count == asked[key] for key, count in (+failed).items()):
+        raise SystemExit(1)
 
 
 def _explain(options: argparse.Namespace) -> None:

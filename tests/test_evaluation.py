@@ -165,6 +165,9 @@ def test_places_go_through_the_preprocessing(tmp_path: Path) -> None:
         assert other_class is None
         assert nowhere is None
     assert {row.get("error") for row in found.rows if row["image"] == "b" and row["metric"] in metrics} == {
+        "only objects of classes that are not explained are known"
+    }
+    assert {row.get("error") for row in found.rows if row["image"] == "c" and row["metric"] in metrics} == {
         "the object's place is not known"
     }
 
@@ -292,8 +295,8 @@ def test_theta_makes_a_method_of_each_value(tmp_path: Path) -> None:
     found = run(tmp_path, methods=["grad-cam", "fusion-cam:weighting=raw"], theta=[0, 50], metrics=["complexity"])
     labels = {row["method"] for row in found.rows}
     assert labels == {"grad-cam", "fusion-cam:weighting=raw,theta=0", "fusion-cam:weighting=raw,theta=50"}
-    fixed = run(tmp_path / "b", methods=["fusion-cam:theta=5"], theta=[0, 50], metrics=["complexity"])
-    assert {row["method"] for row in fixed.rows} == {"fusion-cam:theta=5"}
+    fixed = run(tmp_path / "b", methods=["fusion-cam:theta=5", "union-cam"], theta=[9], metrics=["complexity"])
+    assert {row["method"] for row in fixed.rows} == {"fusion-cam:theta=5", "union-cam:theta=9"}
 
 
 def test_stages_of_a_fusion() -> None:
@@ -396,6 +399,7 @@ class Asserting(Net):
         ({"methods": ["captum.attr:NoiseTunnel"]}, "captum.attr:NoiseTunnel could not be made"),
         ({"theta": 20}, "theta must be a sequence of numbers, not 20"),
         ({"theta": ["a"]}, "theta must be a sequence of numbers"),
+        ({"theta": [3]}, "theta: none of the methods grad-cam has it"),
         ({"seed": -1}, "seed must be an int of at least 0"),
         ({"data": "n" * 300}, "dataset: there is no file or folder n"),
         ({"model": small(kind=Asserting)}, "does not take an input of shape .*wrong height"),
@@ -907,6 +911,13 @@ def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "hires-cam" in printed
     assert "index.html" in printed
     assert "captum-fusion evaluate bundled" in (tmp_path / "index.html").read_text()
+    with pytest.raises(SystemExit, match="1"):
+        main([*words, "--methods", "grad-cam", "captum.attr:Occlusion"])
+    assert "bundled: captum.attr:Occlusion failed on 1 of 1 pictures" in capsys.readouterr().err
+    main([*words, "--preset", "time", "--methods", "grad-cam", "--output", str(tmp_path / "time")])
+    printed = capsys.readouterr().out
+    assert "seconds, median" in printed
+    assert "\\_" not in printed
     assert main([*words, "--layer", "nowhere"]) == 2
     assert "layer: " in capsys.readouterr().err
 

@@ -26,9 +26,19 @@ def test_a_folder_of_folders_has_the_folders_names_as_labels(tmp_path: Path) -> 
     for name in ("cat/b.png", "cat/a.jpg", "ant/x/deep.png"):
         picture(tmp_path / name)
     (tmp_path / "cat" / "notes.txt").write_text("no picture")
-    found = open_dataset(tmp_path)
-    assert [example.name for example in found] == ["ant/x/deep.png", "cat/a.jpg", "cat/b.png"]
-    assert [example.label for example in found] == [("ant",), ("cat",), ("cat",)]
+    found = {example.name: example.label for example in open_dataset(tmp_path)}
+    assert found == {"ant/x/deep.png": ("ant",), "cat/a.jpg": ("cat",), "cat/b.png": ("cat",)}
+
+
+def test_the_first_pictures_of_folders_are_of_many_classes(tmp_path: Path) -> None:
+    for label in "abcdefgh":
+        for number in range(10):
+            picture(tmp_path / label / f"{number}.png", (2, 2))
+    found = [example.name for example in open_dataset(tmp_path)]
+    assert len({name[0] for name in found[:20]}) >= 6
+    for name in found[::2]:
+        (tmp_path / name).unlink()
+    assert [example.name for example in open_dataset(tmp_path)] == found[1::2], "others do not change the order"
 
 
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:

@@ -270,7 +270,8 @@ def open_dataset(
             Default: True
 
     Returns:
-        list[Example]: In a stable order.
+        list[Example]: In a stable order; of folders of classes one that mixes them, so that the first pictures are of
+        many classes.
 
     Raises:
         ValueError: If there is no such source, or nothing in it.
@@ -319,10 +320,16 @@ def _bundled() -> Iterator[Example]:
 def _from_folder(folder: Path) -> list[Example]:
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
     names = [file.relative_to(folder) for file in files]
-    return [
+    found = [
         Example(name.as_posix(), file, (name.parts[0],) if len(name.parts) > 1 else ())
         for name, file in zip(names, files, strict=True)
     ]
+    return _mixed(found) if any(example.label for example in found) else found
+
+
+def _mixed(examples: list[Example]) -> list[Example]:
+    """Examples class by class in an order that only depends on each one's name, in which the first are of any class."""
+    return sorted(examples, key=lambda example: hashlib.sha256(example.name.encode(errors="surrogateescape")).digest())
 
 
 def _from_imagenet(root: Path, split: str) -> list[Example]:
@@ -332,7 +339,9 @@ def _from_imagenet(root: Path, split: str) -> list[Example]:
         samples = ImageNet(str(root), split=split).samples
     except (OSError, RuntimeError, EOFError) as error:
         raise ValueError(f"dataset: {root} could not be read as ImageNet ({error})") from error
-    return [Example(Path(file).relative_to(root / split).as_posix(), Path(file), (label,)) for file, label in samples]
+    return _mixed(
+        [Example(Path(file).relative_to(root / split).as_posix(), Path(file), (label,)) for file, label in samples]
+    )
 
 
 def _from_voc(root: Path, year: str | None, image_set: str) -> Iterator[Example]:

@@ -185,7 +185,7 @@ _ALL = (
     Measure(
         "complexity",
         "area",
-        "down",
+        "",  # a small mask is not better, it is harder
         "Mean of the map in [0, 1]: the area of the mask that it is.",
         lambda subject, **options: metrics.complexity(
             formulas.upsample(subject.attributions.sum(1, keepdim=True), subject.inputs.shape[2:]), **options

@@ -340,7 +340,8 @@ class Network:
             seen = _white
         mine = [region for region in example.regions if any(target in self._indices(each) for each in region.classes)]
         if not mine:
-            return none, none, "the object's place is not known"
+            other = "only objects of classes that are not explained are known"
+            return none, none, other if example.regions else "the object's place is not known"
         try:
             boxes = [seen(canvas) for region in mine for canvas in region.paint_boxes(size)]
             masks = [seen(mask) for region in mine if (mask := region.paint_mask(size)) is not None]

@@ -108,7 +108,7 @@ class Cell(NamedTuple):
         method: Label of the method.
         metric: Name of the metric or cost.
         mean: Mean over the pictures; None without any value.
-        low: Lower end of the mean's 95 % interval.
+        low: Lower end of the mean's 95 % interval; None for fewer than two pictures.
         high: Upper end of the mean's 95 % interval.
         count: How many pictures have a value.
         errors: How many pictures have an error instead.
@@ -195,7 +195,7 @@ def write_report(folder: str | Path, rows: Iterable[Row], study: Study, *, cells
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     files = write_report(folder, [row], study)
         ...     print((Path(folder) / "tables/net.csv").read_text().splitlines()[1])
-        net,a,0.25,0.25,0.25,1,0,1,0
+        net,a,0.25,,,1,0,1,0
         >>> [file.name for file in files if file.suffix == ".md"], files[-1].name
         (['net.md', 'net_cost.md'], 'index.html')
     """
@@ -265,28 +265,28 @@ def _summarize(found: _Found, study: Study, resamples: int = 2000, seed: int = 0
 
 
 def _mean_and_interval(values: Sequence[float], resamples: int, *seed: Any) -> _Mean:
-    """The mean and the 2.5 and 97.5 percentiles of the means of resampled values."""
+    """The mean and the 2.5 and 97.5 percentiles of the means of resampled values, of which there are two at least."""
     if not values:
         return None, None, None
     sample = np.asarray(values, dtype=np.float64)
     mean = math.fsum(values) / len(values)
-    low = high = mean
-    if len(values) > 1:
-        digest = hashlib.sha256(json.dumps(seed).encode()).digest()
-        generator = np.random.default_rng(int.from_bytes(digest[:16], "big"))
-        interval = bootstrap(
-            (sample,),
-            np.mean,
-            n_resamples=resamples,
-            batch=max(1, _DRAWN_AT_ONCE // len(sample)),
-            method="percentile",
-            random_state=generator,  # scipy before 1.15 knows no other name for it
-        ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
+    if len(values) == 1:  # one picture says nothing of others
+        return mean, None, None
+    digest = hashlib.sha256(json.dumps(seed).encode()).digest()
+    generator = np.random.default_rng(int.from_bytes(digest[:16], "big"))
+    interval = bootstrap(
+        (sample,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, _DRAWN_AT_ONCE // len(sample)),
+        method="percentile",
+        random_state=generator,  # scipy before 1.15 knows no other name for it
+    ).confidence_interval
+    low, high = float(interval.low), float(interval.high)
     # No mean lies beyond its values, whatever rounding says: the interval of equal values has no width.
     least, greatest = float(sample.min()), float(sample.max())
-    mean, low, high = (min(max(float(each), least), greatest) for each in (mean, low, high))
-    return mean, low, high
+    inside = [min(max(each, least), greatest) for each in (mean, low, high)]
+    return inside[0], inside[1], inside[2]
 
 
 # -------------------------------------------------------------------------------------------------------------- labels
@@ -812,10 +812,12 @@ class _Report:
             self._title(axis, metric)
             for place, method in zip(places, methods, strict=True):
                 cell = self._cell(model, method, metric)
-                if cell.mean is None or cell.low is None or cell.high is None:
+                if cell.mean is None:
                     continue
                 color = "#D9772B" if method == self.study.reference else "#7FA8C9"
                 axis.barh(place, cell.mean, height=0.17, color=color)
+                if cell.low is None or cell.high is None:
+                    continue
                 ends = [[max(0.0, cell.mean - cell.low)], [max(0.0, cell.high - cell.mean)]]
                 axis.errorbar(cell.mean, place, xerr=ends, color="#222222", elinewidth=1, capsize=2)
             axis.set_yticks(places, labels, parse_math=False)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import platform
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -233,8 +234,11 @@ def evaluate(
         20
     """
     chosen = _preset(preset, methods, metrics)
+    _check_theta(theta)
     labelled = _labelled(methods if methods is not None else chosen.methods)
-    labelled = _with_theta(labelled, theta if theta is not None else chosen.theta)
+    before, labelled = labelled, _with_theta(labelled, list(theta) if theta is not None else chosen.theta)
+    if theta and before == labelled:
+        raise ValueError(f"theta: none of the methods {', '.join(before)} has it, or all have one of their own")
     given_metrics = _labelled(metrics if metrics is not None else chosen.metrics, "metric")
     measured = {label: measures.find(each) for label, each in given_metrics.items()}
     used = [each for each, _ in measured.values()]
@@ -369,11 +373,15 @@ def _labelled(given: Any, kind: str = "method") -> dict[str, Any]:
     return found
 
 
-def _with_theta(labelled: dict[str, Any], theta: Sequence[float]) -> dict[str, Any]:
-    values: list[Any] = list(theta) if isinstance(theta, Iterable) else [None]
-    if not all(isinstance(value, Real) for value in values):
+def _check_theta(theta: Any) -> None:
+    if theta is None:
+        return
+    if isinstance(theta, str) or not isinstance(theta, Iterable) or not all(isinstance(each, Real) for each in theta):
         raise ValueError(f"theta must be a sequence of numbers, not {theta!r}")
-    if not values:
+
+
+def _with_theta(labelled: dict[str, Any], theta: Sequence[float]) -> dict[str, Any]:
+    if not theta:
         return labelled
     found: dict[str, Any] = {}
     for label, method in labelled.items():
@@ -381,7 +389,7 @@ def _with_theta(labelled: dict[str, Any], theta: Sequence[float]) -> dict[str, A
         if given is None or not words.takes(given.name, "theta") or "theta" in given.options:
             found[label] = method
             continue
-        for value in values:
+        for value in theta:
             shown = f"{value:g}" if float(f"{value:g}") == value else repr(value)
             text = f"{method}{',' if given.options else ':'}theta={shown}"
             found[text if label == method else f"{label}:theta={shown}"] = text
@@ -656,8 +664,11 @@ def _run_network(job: _Job, work: Work, network: Network, world: Processes, mine
         collate_fn=_same,
         generator=torch.Generator(),  # or it would draw from the global one
     )
-    quiet = None if job.show_progress and world.rank == 0 else True
-    for index, example, picture in tqdm(loader, desc=network.name, unit="image", disable=quiet):
+    shown = job.show_progress and world.rank == 0
+    every = 0.1 if sys.stderr.isatty() else 60.0  # a line a minute in a log
+    for index, example, picture in tqdm(
+        loader, desc=network.name, unit="image", disable=not shown, mininterval=every, maxinterval=max(every, 10)
+    ):
         drawing = job.drawing(network.name, index, work.labels) if index < job.pictures else None
         drawing = None if drawing is not None and drawing.is_file() else drawing
         try:
