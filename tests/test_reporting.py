@@ -165,6 +165,18 @@ def test_missing_values_are_counted_and_left_out() -> None:
     assert cell(cells, "fusion-cam:theta=5", "insertion")[3:] == (None, None, None, 0, 0, None, None, None)
 
 
+def test_a_method_that_failed_is_one_line_of_the_page(tmp_path: Path) -> None:
+    given = study(methods=["a", "b"], metrics=["insertion", "deletion"], reference=None, images=2)
+    every = ["insertion", "deletion", "rows", "backward_rows", "seconds"]
+    rows = [row(i, "a", metric, None, error="out of memory") for metric in every for i in "xy"]
+    rows += [row(i, "b", metric, 1.0) for metric in every[1:] for i in "xy"]
+    rows += [row("x", "b", "insertion", None, error="no curve"), row("y", "b", "insertion", 0.5)]
+    write_report(tmp_path, rows, given)
+    source = Page(tmp_path / "index.html").source
+    lines = re.findall(r"<td>(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(\d)</td>", source)
+    assert lines == [("a", "all", "out of memory", "2"), ("b", "insertion", "no curve", "1")]
+
+
 def test_a_second_row_must_agree_unless_the_first_is_an_error() -> None:
     bad, good = row("a", "grad-cam", "insertion", None, error="why"), row("a", "grad-cam", "insertion", 0.5)
     for rows in itertools.permutations([bad, good, good]):

@@ -163,8 +163,8 @@ _ALL = (
         "average_drop",
         "AD %",
         "down",
-        "How much of its score the class loses when only the highlighted part is shown, in percent of it. "
-        "A larger mask loses less: read it beside the mask's area.",
+        "How much of its score the class loses when only the highlighted part is shown and the rest is 0 in the "
+        "network's input, in percent of it. A larger mask loses less: read it beside the mask's area.",
         _confidence(formulas.drop),
     ),
     Measure(

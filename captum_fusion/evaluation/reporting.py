@@ -827,6 +827,9 @@ class _Report:
             axis.grid(axis="x")
             axis.locator_params(axis="x", nbins=5)
             axis.set_ylim(float(room.sum()), 0)
+            cells = [self._cell(model, method, metric) for method in methods]
+            if all((cell.mean or 0) >= 0 and (cell.low or 0) >= 0 for cell in cells):
+                axis.set_xlim(left=0)
         _space(figure)
         return figure
 
@@ -903,14 +906,27 @@ class _Report:
 
     # ------------------------------------------------------------------------------------------------------------ page
 
+    def _errors(self) -> list[tuple[str, str, str, str, int]]:
+        """What could not be measured: network, method, metric (or all), why, and of how many pictures."""
+        every = (*self.study.metrics, *COSTS)
+        counts: dict[tuple[str, str, str], Counter[str]] = {}
+        for (model, method, metric), rows in self.found.items():
+            for row in rows.values():
+                if _value(row) is None:
+                    why = _line(row.get("error") or "no value")
+                    counts.setdefault((model, method, why), Counter())[metric] += 1
+        return [
+            (model, method, metric, why, number)
+            for (model, method, why), numbers in counts.items()
+            for metric, number in (
+                [("all", max(numbers.values()))]
+                if set(numbers) == set(every) and len(set(numbers.values())) == 1
+                else numbers.items()
+            )
+        ]
+
     def _page(self, sections: Sequence[Mapping[str, Any]]) -> str:
         study = self.study
-        errors = Counter(
-            (model, method, metric, _line(row.get("error") or "no value"))
-            for (model, method, metric), rows in self.found.items()
-            for row in rows.values()
-            if _value(row) is None
-        )
         meanings = [
             (*self._heading(metric), METRICS[name].meaning if name in METRICS else "")
             for metric in study.metrics
@@ -930,6 +946,6 @@ class _Report:
             drop_note=self._drop_note(),
             cost_note=self._cost_note(),
             published=self._published(),
-            errors=[(*key, count) for key, count in errors.items()],
+            errors=self._errors(),
             listed=_LISTED,
         )
