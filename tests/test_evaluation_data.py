@@ -120,7 +120,7 @@ def test_imagenets_layout(tmp_path: Path) -> None:
     for name in ("n01/x.JPEG", "n02/y.JPEG"):
         picture(tmp_path / "val" / name)
     found = open_dataset(tmp_path)
-    assert [(example.name, example.label) for example in found] == [("n01/x.JPEG", (0,)), ("n02/y.JPEG", (1,))]
+    assert {example.name: example.label for example in found} == {"n01/x.JPEG": (0,), "n02/y.JPEG": (1,)}
 
 
 ANNOTATION = """<annotation><filename>{name}.jpg</filename>{objects}</annotation>"""

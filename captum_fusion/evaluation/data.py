@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from captum_fusion import demo
+from captum_fusion.evaluation.fingerprints import fingerprint_of
 
 #: A class by its index or its name.
 Class = int | str
@@ -110,31 +109,27 @@ class Example:
 
     def fingerprint(self, with_label: bool) -> str:
         """What is explained, in a word that changes with it: for files, with their size or end."""
-        return _hash(_content(self.image), repr(self.label) if with_label else "")
+        return fingerprint_of(_content(self.image), repr(self.label) if with_label else "")
 
     def fingerprint_of_places(self) -> str:
         """Where the objects are, in a word that changes with it."""
-        return _hash(*(f"{each.classes} {each.boxes} {each.index} {_content(each.mask)}" for each in self.regions))
+        return fingerprint_of(
+            *(f"{each.classes} {each.boxes} {each.index} {_content(each.mask)}" for each in self.regions)
+        )
 
 
 def _content(image: Any) -> str:
     if image is None:
         return ""
-    if isinstance(image, (str, Path)):
-        try:
-            with Path(image).open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - 4096))
-                return f"{size} bytes {hashlib.sha256(file.read()).hexdigest()}"
-        except (OSError, ValueError):
-            return "not there"
-    pixels = image.detach().cpu().contiguous() if isinstance(image, Tensor) else np.asarray(image)
-    content = pixels.view(torch.uint8).numpy().tobytes() if isinstance(pixels, Tensor) else pixels.tobytes()
-    return f"{tuple(pixels.shape)} {pixels.dtype} {hashlib.sha256(content).hexdigest()}"
-
-
-def _hash(*texts: str) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
+    if not isinstance(image, (str, Path)):
+        return fingerprint_of(image if isinstance(image, Tensor) else np.asarray(image))
+    try:
+        with Path(image).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4096))
+            return fingerprint_of(str(size), file.read())
+    except (OSError, ValueError):
+        return "not there"
 
 
 class Examples(Protocol):
@@ -329,7 +324,7 @@ def _from_folder(folder: Path) -> list[Example]:
 
 def _mixed(examples: list[Example]) -> list[Example]:
     """Examples class by class in an order that only depends on each one's name, in which the first are of any class."""
-    return sorted(examples, key=lambda example: hashlib.sha256(example.name.encode(errors="surrogateescape")).digest())
+    return sorted(examples, key=lambda example: fingerprint_of(example.name))
 
 
 def _from_imagenet(root: Path, split: str) -> list[Example]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import importlib
 import inspect
 import os
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from captum_fusion import functional as formulas
 from captum_fusion.attr import LayerFusionCAM, LayerUnionCAM
 from captum_fusion.attr.catalog import METHODS
+from captum_fusion.evaluation.fingerprints import fingerprint_of
 
 #: What a fusion can be cut off after (``fusion-cam:stage=union``), from the plainest.
 STAGES = ("sum", "denoised", "union", "full")
@@ -299,9 +299,9 @@ def fingerprint(method: Any) -> str:
         words = parse(method)
         if words.name in METHODS or ":" not in words.name:
             return method
-        return f"{method} {_hash(_described(import_object(words.name, METHODS), {}, ()))}"
+        return f"{method} {fingerprint_of(_described(import_object(words.name, METHODS), {}, ()))}"
     kind = method if inspect.isroutine(method) or isinstance(method, type) else type(method)
-    return f"{kind.__module__}.{kind.__qualname__} {_hash(_described(method, {}, ()))}"
+    return f"{kind.__module__}.{kind.__qualname__} {fingerprint_of(_described(method, {}, ()))}"
 
 
 def _described(value: Any, names: Mapping[int, str], within: tuple[int, ...]) -> str:
@@ -316,8 +316,7 @@ def _described(value: Any, names: Mapping[int, str], within: tuple[int, ...]) ->
         return "(" + ", ".join(_described(each, names, within) for each in some) + ")"
 
     if isinstance(value, (Tensor, np.ndarray)):
-        plain = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-        return f"{plain.dtype}{plain.shape}{_hash(plain.tobytes())}"
+        return fingerprint_of(value)
     if isinstance(value, nn.Module):
         return f"module {names.get(id(value), _source(type(value)))}"
     if isinstance(value, Mapping):
@@ -344,15 +343,9 @@ def _described(value: Any, names: Mapping[int, str], within: tuple[int, ...]) ->
 def _source(value: Any) -> str:
     name = getattr(value, "__qualname__", repr(value))
     try:
-        return f"{name} {_hash(inspect.getsource(value))}"
+        return f"{name} {fingerprint_of(inspect.getsource(value))}"
     except (OSError, TypeError):
         return name
-
-
-def _hash(content: str | bytes) -> str:
-    return hashlib.sha256(
-        content.encode(errors="surrogateescape") if isinstance(content, str) else content
-    ).hexdigest()[:8]
 
 
 class Stage:

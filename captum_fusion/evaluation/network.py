@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from captum_fusion import functional, layers, models, shared_work
 from captum_fusion._captum import Spared
 from captum_fusion.evaluation import measures, methods, store
 from captum_fusion.evaluation.data import Class, Example
+from captum_fusion.evaluation.fingerprints import fingerprint_of
 from captum_fusion.evaluation.measures import COSTS, METRICS, Measure, Subject
 from captum_fusion.evaluation.store import Row
 from captum_fusion.metrics import Curve
@@ -110,11 +110,11 @@ class Network:
     def settings(self) -> dict[str, Any]:
         """What rows of this network depend on."""
         return {
-            "weights": _digest(self.model),
+            "weights": _weights(self.model),
             "layer": self.layer_name,
             "layout": str(self.layout),
             "classes": self.outputs,
-            "names": None if self.class_names is None else _hash(*self.class_names),
+            "names": None if self.class_names is None else fingerprint_of(*self.class_names),
             "layers": self._stages,
         }
 
@@ -433,20 +433,11 @@ def _synchronize(inputs: Tensor) -> None:
         torch.accelerator.synchronize(inputs.device)
 
 
-def _hash(*texts: str) -> str:
-    return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def _digest(model: nn.Module) -> str:
-    """A fingerprint of a network's weights."""
-    found = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+def _weights(model: nn.Module) -> str:
+    return fingerprint_of(*(part for pair in sorted(model.state_dict().items()) for part in pair))
 
 
 def drawing_name(number: int, model: str, image: str, labels: Iterable[str]) -> str:
     """The file of a picture's maps: another one for another picture or other methods."""
     safe = "".join(c if c.isascii() and c.isalnum() else "_" for c in model)[:40]
-    return f"{safe}_{number:04d}_{_hash(model, image, *labels)[:8]}.png"
+    return f"{safe}_{number:04d}_{fingerprint_of(model, image, *labels)[:8]}.png"

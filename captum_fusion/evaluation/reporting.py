@@ -828,7 +828,7 @@ class _Report:
             axis.locator_params(axis="x", nbins=5)
             axis.set_ylim(float(room.sum()), 0)
             cells = [self._cell(model, method, metric) for method in methods]
-            if all((cell.mean or 0) >= 0 and (cell.low or 0) >= 0 for cell in cells):
+            if axis.get_xlim()[1] > 0 and all((cell.mean or 0) >= 0 and (cell.low or 0) >= 0 for cell in cells):
                 axis.set_xlim(left=0)
         _space(figure)
         return figure

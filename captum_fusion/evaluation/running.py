@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import platform
 import sys
@@ -25,6 +24,7 @@ from captum_fusion import functional, models
 from captum_fusion.evaluation import measures, store
 from captum_fusion.evaluation import methods as words
 from captum_fusion.evaluation.data import Example, Examples, as_example, load_image, open_dataset
+from captum_fusion.evaluation.fingerprints import fingerprint_of
 from captum_fusion.evaluation.measures import METRICS
 from captum_fusion.evaluation.network import Network, Work, drawing_name, prepare
 from captum_fusion.evaluation.presets import PRESETS, Preset
@@ -530,7 +530,7 @@ def _run(
                 stack.enter_context(_eval_mode(loaded.model))
                 first, probe = _probe(job, loaded)
                 networks.append(Network(loaded, work, layer, probe, tqdm.write))
-                settings[name] = {**networks[-1].settings(), "preprocessing of": {first: _digest_of(probe)}}
+                settings[name] = {**networks[-1].settings(), "preprocessing of": {first: fingerprint_of(probe)}}
             stack.enter_context(mine)
         except (ValueError, TypeError) as error:
             problem = str(error)
@@ -589,10 +589,6 @@ def _probe(job: _Job, loaded: models.LoadedModel) -> tuple[str, Tensor]:
         except ValueError as error:
             why = why or str(error)
     raise ValueError(f"dataset: none of the {len(job.names)} pictures could be read (first: {why})")
-
-
-def _digest_of(inputs: Tensor) -> str:
-    return hashlib.sha256(inputs.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:8]
 
 
 def _agree(job: _Job, networks: Mapping[str, dict[str, Any]], mine: Store) -> None:
