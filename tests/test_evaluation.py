@@ -868,6 +868,22 @@ def test_killed_and_divided_runs_give_the_same_tables(tmp_path: Path) -> None:
     assert images[0].isdisjoint(images[1])
 
 
+def test_nothing_of_the_process_group_outlives_the_run(tmp_path: Path) -> None:
+    """Threads that the group leaves behind abort the interpreter now and then, as it ends."""
+    script = tmp_path / "one.py"
+    script.write_text(
+        "import weakref\nimport torch\nfrom captum_fusion.evaluation.processes import processes\n"
+        "with processes('cpu') as group:\n"
+        "    import torch.distributed.nn.functional\n"
+        "    alive = weakref.ref(torch.distributed.group.WORLD)\n"
+        "    assert alive() is not None and group.gather(1) == [1]\n"
+        "assert alive() is None\n"
+    )
+    one = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", str(script)]
+    done = subprocess.run(one, check=False, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_error_ends_all_processes(tmp_path: Path) -> None:
     two = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     wrong = [*BUNDLED, "--layer", "nowhere", "--output", tmp_path]

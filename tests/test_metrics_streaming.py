@@ -149,6 +149,8 @@ class Sum(nn.Module):
 
 def shares(rank: int, world: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
+    # Imported while a group exists, it would keep the group's threads past destroy_process_group.
+    importlib.import_module("torch.distributed.nn.functional")
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     x = images(5, 1, 4, 4).abs()
     metric = metrics.AttributionMetric(average_drop, Sum().eval(), score_fn="identity")

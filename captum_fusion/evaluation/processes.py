@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,9 @@ def processes(device: str) -> Iterator[Processes]:
         return
     mine = not distributed.is_initialized()
     if mine:
+        # Imported while a group exists (by much of torch), this module keeps the group in its functions' defaults:
+        # its threads then outlive destroy_process_group and may abort the interpreter as it ends.
+        import_module("torch.distributed.nn.functional")
         # Shares differ in length: the first to finish must be allowed to wait for the last.
         distributed.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", timeout=timedelta(days=14))
     try:
