@@ -127,6 +127,25 @@ def test_labels_are_explained_if_asked_for(tmp_path: Path) -> None:
         run(tmp_path / "b", dataset(labels=False), target="label", metrics=["complexity"])
 
 
+def test_labels_of_one_picture_are_one_picture_to_an_interval(tmp_path: Path) -> None:
+    one, two = (example.image for example in dataset(2))
+    several = [Example("a#1", one, (1,)), Example("a#2", one, (3,))]
+    found = run(tmp_path / "one", several, target="label", metrics=["complexity"])
+    assert all(cell.low is None for cell in found.cells if cell.count), "there is one picture only"
+    found = run(tmp_path / "two", [*several, Example("b", two, (2,))], target="label", metrics=["complexity"])
+    by_image = dict(zip(("a#1", "a#2", "b"), values(found.rows, "score-cam", "complexity"), strict=True))
+    (cell,) = [each for each in found.cells if (each.method, each.metric) == ("score-cam", "complexity")]
+    ends = sorted([(by_image["a#1"] + by_image["a#2"]) / 2, by_image["b"]])
+    assert (cell.low, cell.high) == pytest.approx(ends)
+
+    for name in ("a", "b"):
+        Image.new("RGB", (20, 20), "red").save(tmp_path / f"{name}.png")
+    (tmp_path / "list.csv").write_text("file,label\na.png,1\na.png,2\n")
+    found = run(tmp_path / "csv", tmp_path / "list.csv", target="label", metrics=["complexity"])
+    assert {row["image"] for row in found.rows} == {"a.png#1", "a.png#2"}
+    assert all(cell.low is None for cell in found.cells if cell.count)
+
+
 def test_of_several_right_labels_the_networks_best_counts(tmp_path: Path) -> None:
     loaded = small()
     (example,) = dataset(1)

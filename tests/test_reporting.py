@@ -129,6 +129,30 @@ def test_the_bootstrap_of_two_pictures_by_hand() -> None:
     assert (found.mean, found.low, found.high) == (0.5, 0, 1), "a quarter of the resamples is all 0, a quarter all 1"
 
 
+def test_examples_of_one_picture_are_drawn_together() -> None:
+    rows = [row(i, "grad-cam", "insertion", v) for i, v in (("a", 0), ("a#2", 0), ("a#3", 0), ("b", 1))]
+    together = {"a#2": "a", "a#3": "a"}
+    found = cell(summarize(rows, study(pictures=together)), "grad-cam", "insertion")
+    assert (found.mean, found.low, found.high, found.count) == (0.25, 0, 1, 4), "two pictures, half the draws are equal"
+    alone = cell(summarize(rows[:3], study(pictures=together)), "grad-cam", "insertion")
+    assert (alone.mean, alone.low, alone.high) == (0, None, None), "one picture says nothing of others"
+
+    rng, once, thrice, names = np.random.default_rng(0), [], [], {}
+    for i in range(50):
+        own, other = rng.random(2)
+        for copy in range(3):
+            name = f"{i:02}#{copy}"
+            names[name] = f"{i:02}"
+            for rows_ in (thrice, *([once] if not copy else [])):
+                rows_.append(row(name, "grad-cam", "insertion", own))
+                rows_.append(row(name, "fusion-cam:theta=5", "insertion", other))
+    same = cell(summarize(once, study()), "grad-cam", "insertion")
+    repeated = cell(summarize(thrice, study(pictures=names)), "grad-cam", "insertion")
+    figures = ("mean", "low", "high", "difference", "difference_low", "difference_high")
+    for figure in figures:
+        assert getattr(repeated, figure) == pytest.approx(getattr(same, figure), abs=1e-12), "copies say nothing more"
+
+
 def test_paired_differences_by_hand() -> None:
     own, other = {"a": 0.9, "b": 0.4, "c": 0.6}, {"b": 0.3, "c": 0.2, "d": 0.7}
     rows = [row(image, "grad-cam", "insertion", value) for image, value in own.items()]
@@ -213,6 +237,18 @@ def test_many_pictures_take_little_time() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- files
+
+
+def test_no_figure_of_an_earlier_study_is_left(tmp_path: Path) -> None:
+    given = study(methods=["grad-cam", "fusion-cam:theta=5", "fusion-cam:theta=10"])
+    write_report(tmp_path, rows_of(given), given)
+    assert len(list((tmp_path / "figures").glob("net_theta.*"))) == 2
+    (tmp_path / "figures" / "other_theta.png").write_bytes(b"another network's")
+    fewer = study(methods=["grad-cam", "fusion-cam:theta=5"])
+    files = write_report(tmp_path, rows_of(fewer), fewer)
+    left = {path for path in (tmp_path / "figures").iterdir() if path.name != "other_theta.png"}
+    assert left == {path for path in files if path.parent.name == "figures"}
+    assert (tmp_path / "figures" / "other_theta.png").is_file()
 
 
 def test_files_of_a_study(tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ class Study:
         headings: For a metric a short heading and what is better: ``"down"``, ``"up"`` or ``""``. A metric that is
             missing here has its own name for a heading.
         published: Published figures: a sentence on the source, then method, then metric.
+        pictures: Of examples that share a picture (one for each label), what the picture is called; any other example
+            is a picture of its own.
     """
 
     title: str
@@ -98,6 +100,7 @@ class Study:
     examples: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     headings: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     published: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
 
 class Cell(NamedTuple):
@@ -134,8 +137,9 @@ def summarize(rows: Iterable[Row], study: Study, *, resamples: int = 2000, seed:
     """Means over pictures, with intervals, and paired differences to the reference.
 
     An interval is the percentile interval of the bootstrap over pictures: the mean of as many pictures as there are,
-    drawn with replacement, lies in it 95 times of 100. Pictures are taken in the order of their names and the seed is
-    derived from the names, so that the same rows give the same digits in whatever order they come.
+    drawn with replacement, lies in it 95 times of 100. The examples of one picture are drawn together, since they say
+    less than as many pictures would. Pictures are taken in the order of their names and the seed is derived from the
+    names, so that the same rows give the same digits in whatever order they come.
 
     Args:
         rows (iterable of dict): With ``model``, ``image``, ``method``, ``metric`` and ``value``, at most one for each
@@ -171,8 +175,9 @@ def write_report(folder: str | Path, rows: Iterable[Row], study: Study, *, cells
 
     ``tables/`` has for each network ``.md``, ``.csv`` and ``.tex`` with means, intervals, paired differences and rows,
     which repeat byte for byte between runs, and the same with ``_cost`` in their names, which have seconds, too.
-    ``figures/`` has bars, curves and dependence on ``theta``, as far as there are any, as PNG and SVG. ``index.html``
-    needs no other file. Each file is written whole or not at all.
+    ``figures/`` has bars, curves and dependence on ``theta``, as far as there are any, as PNG and SVG; an earlier
+    report's, of which there are none now, are removed. ``index.html`` needs no other file. Each file is written whole
+    or not at all.
 
     Args:
         folder (str or Path): Made if need be.
@@ -254,37 +259,47 @@ def _summarize(found: _Found, study: Study, resamples: int = 2000, seed: int = 0
     cells = []
     for (model, method, metric), rows in found.items():
         values = _values(rows)
-        mean, low, high = _mean_and_interval(list(values.values()), resamples, seed, model, metric)
+        mean, low, high = _mean_and_interval(values, study.pictures, resamples, seed, model, metric)
         paired: _Mean = (None, None, None)
         if study.reference is not None and method != study.reference:
             other = _values(found.get((model, study.reference, metric), {}))
-            differences = [value - other[image] for image, value in values.items() if image in other]
-            paired = _mean_and_interval(differences, resamples, seed, model, metric)
+            differences = {image: value - other[image] for image, value in values.items() if image in other}
+            paired = _mean_and_interval(differences, study.pictures, resamples, seed, model, metric)
         cells.append(Cell(model, method, metric, mean, low, high, len(values), len(rows) - len(values), *paired))
     return cells
 
 
-def _mean_and_interval(values: Sequence[float], resamples: int, *seed: Any) -> _Mean:
-    """The mean and the 2.5 and 97.5 percentiles of the means of resampled values, of which there are two at least."""
+def _mean_of(sums: NDArray[np.float64], counts: NDArray[np.float64], axis: int) -> Any:
+    return sums.sum(axis) / counts.sum(axis)
+
+
+def _mean_and_interval(values: Mapping[str, float], pictures: Mapping[str, str], resamples: int, *seed: Any) -> _Mean:
+    """The mean of the examples and the 2.5 and 97.5 percentiles of the means of resampled pictures, two at least."""
     if not values:
         return None, None, None
-    sample = np.asarray(values, dtype=np.float64)
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:  # one picture says nothing of others
+    together: dict[str, list[float]] = {}
+    for example, value in values.items():
+        together.setdefault(pictures.get(example, example), []).append(value)
+    sums = np.array([math.fsum(each) for each in together.values()])
+    counts = np.array([float(len(each)) for each in together.values()])
+    mean = math.fsum(values.values()) / len(values)
+    if len(together) == 1:  # one picture says nothing of others
         return mean, None, None
     digest = hashlib.sha256(json.dumps(seed).encode()).digest()
     generator = np.random.default_rng(int.from_bytes(digest[:16], "big"))
     interval = bootstrap(
-        (sample,),
-        np.mean,
+        (sums, counts),
+        _mean_of,
+        paired=True,
+        vectorized=True,
         n_resamples=resamples,
-        batch=max(1, _DRAWN_AT_ONCE // len(sample)),
+        batch=max(1, _DRAWN_AT_ONCE // len(sums)),
         method="percentile",
         random_state=generator,  # scipy before 1.15 knows no other name for it
     ).confidence_interval
     low, high = float(interval.low), float(interval.high)
     # No mean lies beyond its values, whatever rounding says: the interval of equal values has no width.
-    least, greatest = float(sample.min()), float(sample.max())
+    least, greatest = float((sums / counts).min()), float((sums / counts).max())
     inside = [min(max(each, least), greatest) for each in (mean, low, high)]
     return inside[0], inside[1], inside[2]
 
@@ -774,11 +789,14 @@ class _Report:
         with matplotlib.style.context(["default", _STYLE]):
             for kind, draw, caption in kinds:
                 figure = draw(model)
+                names = {format: f"figures/{self.names[model]}_{kind}.{format}" for format in ("png", "svg")}
                 if figure is None:
+                    for name in names.values():
+                        (self.folder / name).unlink(missing_ok=True)
                     continue
-                for format in ("png", "svg"):
+                for format, name in names.items():
                     content = _save(figure, format)
-                    self._write(f"figures/{self.names[model]}_{kind}.{format}", content)
+                    self._write(name, content)
                 pictures.append(_Picture(kind, caption, base64.b64encode(content).decode()))
         return pictures
 

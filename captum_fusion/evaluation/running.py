@@ -333,6 +333,7 @@ def evaluate(
             label: (each.heading if label == each.name else label, each.better) for label, (each, _) in measured.items()
         },
         published=chosen.published if preset is not None else {},
+        pictures=_pictures(examples, names),
     )
     cells = reporting.summarize(rows, study, seed=seed)
     return Evaluation(rows, cells, reporting.write_report(job.folder, rows, study, cells=cells))
@@ -440,6 +441,17 @@ def _identities(examples: Examples, names: Sequence[str], target: str) -> dict[s
             example = as_example(examples[index], index)
             found[name] = example.fingerprint(with_label=target == "label"), example.fingerprint_of_places()
     return found
+
+
+def _pictures(examples: Examples, names: Sequence[str]) -> dict[str, str]:
+    """For each example the first of the same picture; none of datasets that would have to be opened."""
+    if not isinstance(examples, list) or not all(isinstance(each, Example) for each in examples):
+        return {}
+    first: dict[Any, str] = {}
+    return {
+        name: first.setdefault(str(image) if isinstance(image, (str, Path)) else id(image), name)
+        for name, image in zip(names, (each.image for each in examples), strict=False)
+    }
 
 
 Loader = Callable[[], models.LoadedModel]
