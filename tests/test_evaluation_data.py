@@ -12,8 +12,7 @@ from PIL import Image
 from torchvision.datasets import FakeData
 
 from captum_fusion.evaluation import Example, Region, as_example, load_image, open_dataset
-
-DATA = Path(__file__).parents[2] / "shared" / "data"
+from tests.real_data import DATA
 
 
 def picture(path: Path, size: tuple[int, int] = (40, 30), colour: str = "red") -> Path:
@@ -219,7 +218,7 @@ def test_pictures_are_upright_and_in_eight_bits(tmp_path: Path) -> None:
         load_image(tmp_path / "missing.png")
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="no real photographs here (shared/data)")
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no real photographs at {DATA}")
 @pytest.mark.parametrize(
     ("source", "number"),
     [("val_boxes_dev", 200), ("images_dev", 200), ("coco_masks/masks.csv", 81), ("two_objects/boxes.csv", 4)],

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,9 +26,9 @@ from captum_fusion._captum import Call
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.functional import upsample
 from tests import reference
+from tests.real_data import DATA
 from tests.test_torchcam import correlations, torchcams
 
-DATA = Path(os.environ.get("CAPTUM_FUSION_REAL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 if not (DATA / "builders.py").is_file():
     pytest.skip(f"no real networks and photographs at {DATA}", allow_module_level=True)
 
