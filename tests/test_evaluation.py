@@ -100,6 +100,17 @@ def test_area_is_that_of_the_mask_in_the_pictures_size(tmp_path: Path) -> None:
     assert values(found.rows, "score-cam", "complexity")[0] == pytest.approx(float(complexity(whole)), abs=1e-5)
 
 
+def test_the_page_says_what_the_metrics_were_computed_with(tmp_path: Path) -> None:
+    def own(forward_func: Any, inputs: Tensor, attributions: Tensor, target: Any) -> Tensor:
+        return attributions.mean((1, 2, 3))
+
+    run(tmp_path, metrics={"drop": "average_drop:baselines=0.5", "half": "insertion:steps=5", "own": own})
+    page = (tmp_path / "index.html").read_text()
+    assert "<dt>metric drop</dt><dd>baselines 0.5, normalize True</dd>" in page
+    assert "<dt>metric half</dt><dd>preset groupcam_head, baselines blur, steps 5</dd>" in page
+    assert "<dt>metric own</dt>" not in page, "it has no options"
+
+
 def test_a_drop_never_comes_without_the_masks_area(tmp_path: Path) -> None:
     found = run(tmp_path, metrics=["average_drop"])
     assert {row["metric"] for row in found.rows} >= {"average_drop", "complexity"}

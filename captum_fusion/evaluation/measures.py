@@ -278,10 +278,38 @@ def find(metric: Any) -> tuple[Measure, dict[str, Any]]:
     return _own(metric, words.name), words.options
 
 
-def _check_options(words: Words) -> None:
+def _function_of(name: str) -> Callable[..., Any]:
+    """The function whose options a metric has."""
     function = {"average_drop": "confidences", "average_increase": "confidences", "average_gain": "confidences"}
     function |= {"win_rate": "confidences", "coherency": "adcc"}
-    refuse_unknown("metrics", words, getattr(metrics, function.get(words.name, words.name)))
+    found: Callable[..., Any] = getattr(metrics, function.get(name, name))
+    return found
+
+
+def _check_options(words: Words) -> None:
+    refuse_unknown("metrics", words, _function_of(words.name))
+
+
+def options_in_force(found: tuple[Measure, dict[str, Any]]) -> dict[str, Any]:
+    """The options that a metric is computed with, besides those that are given to all metrics alike.
+
+    Examples::
+
+        >>> options_in_force(find("deletion:baselines=1"))
+        {'preset': 'groupcam_head', 'baselines': 1}
+    """
+    each, given = found
+    if METRICS.get(each.name) is not each:
+        return given
+    known = inspect.signature(_function_of(each.name)).parameters.values()
+    shared = ("score_fn", "perturbations_per_eval", "seed")
+    own = {option.name: option.default for option in known if option.kind is option.KEYWORD_ONLY}
+    fixed = {
+        name: value
+        for name, value in own.items()
+        if name not in shared and value not in (None, inspect.Parameter.empty)
+    }
+    return {**fixed, **given}
 
 
 def _own(metric: Callable[..., Any], name: str) -> Measure:

@@ -324,7 +324,7 @@ def evaluate(
         reference=reference,
         images=number,
         skipped=_left_out(job, list(loaders)),
-        settings={**(settings or {}), **_shown(job, list(loaders))},
+        settings={**(settings or {}), **_shown(job, work, list(loaders))},
         examples={
             name: [file for i in range(min(pictures, number)) if (file := job.drawing(name, i, work.labels)).is_file()]
             for name in loaders
@@ -703,7 +703,7 @@ def _left_out(job: _Job, names: Sequence[str]) -> list[tuple[str, str]]:
     )
 
 
-def _shown(job: _Job, names: Sequence[str]) -> dict[str, str]:
+def _shown(job: _Job, work: Work, names: Sequence[str]) -> dict[str, str]:
     """Settings for the page."""
     known = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))
     of = job.settings
@@ -711,6 +711,9 @@ def _shown(job: _Job, names: Sequence[str]) -> dict[str, str]:
     for name in names:
         network = known.get(f"model {name}", {})
         found[name] = f"layer {network.get('layer')}, weights {network.get('weights')}"
+    for label, metric in work.metrics.items():
+        if options := measures.options_in_force(metric):
+            found[f"metric {label}"] = ", ".join(f"{option} {value}" for option, value in options.items())
     found |= {
         "masked rows at once": str(of["perturbations_per_eval"]),
         "threads": str(of["threads"]),
