@@ -31,6 +31,11 @@ def documented(function: F) -> F:
     return fill_docstring(function, {"args": _ARGS})
 
 
+def channel_sum(attributions: Tensor) -> Tensor:
+    """Attributions summed over their channels, in single precision at least: (N, 1, *spatial), without gradients."""
+    return formulas.at_least_float32(attributions.detach()).sum(1, keepdim=True)
+
+
 def input_maps(attributions: Tensor, call: Call, name: str = "attributions") -> Tensor:
     """Attributions as (N, 1, *input spatial), signed as they are; ``name`` is what an error calls them."""
     size = call.spatial_size
@@ -43,7 +48,7 @@ def input_maps(attributions: Tensor, call: Call, name: str = "attributions") -> 
         raise ValueError(
             f"{name} must be of shape ({call.examples}, channels, {len(size)} spatial dimensions), not {shape}"
         )
-    return formulas.upsample(formulas.at_least_float32(attributions.detach()).sum(1, keepdim=True), size)
+    return formulas.upsample(channel_sum(attributions), size)
 
 
 def as_masks(maps: Tensor, normalize: bool) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_fusion.functional import at_least_float32, upsample
+from captum_fusion.functional import upsample
+from captum_fusion.metrics._common import channel_sum
 
 Tensors = Tensor | tuple[Tensor, ...]
 
@@ -48,7 +49,7 @@ def to_input_shape(attributions: Tensor, inputs: Tensors) -> Any:
             f"attributions of shape {tuple(attributions.shape)} fit no input of shapes "
             f"{[tuple(x.shape) for x in given]}"
         )
-    summed = at_least_float32(attributions.detach()).sum(1, keepdim=True)
+    summed = channel_sum(attributions)
     shaped = tuple(
         upsample(summed, x.shape[2:]).to(x.dtype).expand_as(x).contiguous() if fit else x.new_zeros(x.shape)
         for x, fit in zip(given, fits, strict=True)
@@ -143,7 +144,7 @@ def quantus_explain_func(method: Callable[[Any], Attribution], **fixed: Any) -> 
         tensors = found if isinstance(found, tuple) else (found,)
         if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
             raise TypeError("method must give one tensor: one layer that returns one")
-        maps = at_least_float32(tensors[0].detach()).sum(1, keepdim=True)
+        maps = channel_sum(tensors[0])
         if maps.dim() != x.dim():
             raise ValueError(f"inputs of shape {tuple(x.shape)} fit no map of shape {tuple(tensors[0].shape)}")
         return upsample(maps, x.shape[2:]).cpu().numpy()

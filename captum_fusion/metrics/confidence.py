@@ -22,6 +22,7 @@ from captum_fusion.metrics._common import (
     Masking,
     Tensors,
     as_masks,
+    channel_sum,
     correlation,
     documented,
     explain_again,
@@ -415,5 +416,5 @@ def complexity(attributions: Tensor, *, normalize: bool = True) -> Tensor:
         >>> complexity(torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]]))
         tensor([0.2500])
     """
-    maps = formulas.at_least_float32(attributions.detach()).sum(1, keepdim=True)
+    maps = channel_sum(attributions)
     return as_masks(maps, normalize).flatten(1).mean(1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_fusion import functional as formulas
 from captum_fusion.attr._base import count, positive
+from captum_fusion.metrics._common import channel_sum
 
 _ARGS_MAPS = "attributions must be of shape (N, channels, height, width)"
 
@@ -212,7 +213,7 @@ def _maps(attributions: Tensor, size: Sequence[int]) -> Tensor:
         raise TypeError(f"{_ARGS_MAPS}, not {type(attributions).__name__}")
     if attributions.dim() != 4 or 0 in attributions.shape[1:]:
         raise ValueError(f"{_ARGS_MAPS}, not {tuple(attributions.shape)}")
-    return formulas.upsample(formulas.at_least_float32(attributions.detach()).sum(1, keepdim=True), size)[:, 0]
+    return formulas.upsample(channel_sum(attributions), size)[:, 0]
 
 
 def _masks_and_maps(attributions: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
