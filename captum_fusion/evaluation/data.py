@@ -279,10 +279,10 @@ def open_dataset(
     path = Path(source)
     if str(source) == "bundled":
         found = list(_bundled())
-    elif _exists(path) and path.is_file():
-        found = _from_csv(path, None, for_each_label)
     elif not _exists(path):
         raise ValueError(f"dataset: there is no file or folder {source}")
+    elif path.is_file():
+        found = _from_csv(path, None, for_each_label)
     elif (path / "labels.csv").is_file():
         boxes = path / "boxes.csv"
         found = _from_csv(path / "labels.csv", boxes if boxes.is_file() else None, for_each_label)
@@ -410,11 +410,13 @@ def _from_csv(file: Path, boxes: Path | None, for_each_label: bool) -> list[Exam
     known = 0
     for line, row in _lines(boxes) if boxes else ():
         box, label = _box(row, boxes or file, line), _label(_column(row, _ACCEPTED) or _column(row, _LABEL))
-        for places in pictures.get(_file_of(row), {}).values() if box is not None else ():
+        if box is None:
+            continue
+        for places in pictures.get(_file_of(row), {}).values():
             known += 1
             fitting = [classes for classes in places if not label or set(label) & set(classes)]
             for classes in fitting or [label]:
-                places.setdefault(classes, ([], []))[0].append(box)  # type: ignore[arg-type]
+                places.setdefault(classes, ([], []))[0].append(box)
     if boxes and not known:
         raise ValueError(f"dataset: {boxes} has no box of a picture of {file}")
     return [

@@ -96,6 +96,11 @@ class Measure:
     described: bool = False
 
     @property
+    def ours(self) -> bool:
+        """Whether it is one of :data:`METRICS`, and not a user's own."""
+        return METRICS.get(self.name) is self
+
+    @property
     def sees_places(self) -> bool:
         """Whether its value may depend on the example's regions."""
         return self.located or self.described
@@ -299,7 +304,7 @@ def options_in_force(found: tuple[Measure, dict[str, Any]]) -> dict[str, Any]:
         {'preset': 'groupcam_head', 'baselines': 1}
     """
     each, given = found
-    if METRICS.get(each.name) is not each:
+    if not each.ours:
         return given
     known = inspect.signature(_function_of(each.name)).parameters.values()
     shared = ("score_fn", "perturbations_per_eval", "seed")

@@ -94,10 +94,10 @@ class Network:
         if names is not None and len(names) != self.outputs:
             raise ValueError(f"classes: there are {len(names)} names for {self.outputs} outputs")
         self.class_names = None if names is None else list(names)
-        self.layer_name, place = self._place(layer, probe)
+        of_stages = [label for label, method in work.methods.items() if _is_integrative(method)]
+        self.layer_name, place = self._place(layer, probe, wants_stages=bool(of_stages))
         fused = [name for name, module in self.model.named_modules() if module in place.stages]
-        named = {label: words.name for label, method in work.methods.items() if (words := _words(method)) is not None}
-        self._stages = {label: fused or [self.layer_name] for label, name in named.items() if name == "integrative-cam"}
+        self._stages = dict.fromkeys(of_stages, fused or [self.layer_name])
         chosen = {} if work.score_fn is None else {"score_fn": work.score_fn}
         self.options = {**chosen, "perturbations_per_eval": work.perturbations_per_eval, "seed": work.seed}
         self.methods = {
@@ -130,9 +130,7 @@ class Network:
     def _output(self, inputs: Tensor) -> Tensor:
         return models.output_of(self.name, self.model, inputs)
 
-    def _place(self, given: str | None, probe: Tensor) -> tuple[str, methods.Place]:
-        words = [_words(each) for each in self.work.methods.values()]
-        wants_stages = any(each is not None and each.name == "integrative-cam" for each in words)
+    def _place(self, given: str | None, probe: Tensor, wants_stages: bool) -> tuple[str, methods.Place]:
         try:
             if given is not None:
                 return given, methods.Place(self.model, [layers.find_layer(self.model, given)], [])
@@ -158,7 +156,7 @@ class Network:
             boxes=half,
         )
         for label, (measure, options) in self.work.metrics.items():
-            if METRICS.get(measure.name) is not measure:
+            if not measure.ours:
                 continue
             try:
                 if measure.name in ("insertion", "deletion", "overall"):
@@ -166,7 +164,7 @@ class Network:
                 if self.work.is_win(label):
                     subject.rivals[measures.options_key(options)] = measures.drop_of(subject, options)
                 measures.measure((measure, options), subject)
-            except Exception as error:
+            except Exception as error:  # the network in it may raise anything
                 raise ValueError(f"metrics: {label}: {models.first_line(error)}") from error
 
     # ----------------------------------------------------------------------------------------------------- a picture
@@ -242,8 +240,8 @@ class Network:
                 self._say(f"the maps of {image} could not be drawn: {models.first_line(error)}")
 
     def _know_rival(self, subject: Subject) -> None:
-        for measure, options in self.work.metrics.values():
-            if measure is METRICS["win_rate"]:
+        for label, (_, options) in self.work.metrics.items():
+            if self.work.is_win(label):
                 # Where it cannot be known, the wins against it say so.
                 with contextlib.suppress(Exception):
                     subject.rivals[measures.options_key(options)] = measures.drop_of(subject, options)
@@ -378,8 +376,8 @@ def _white(canvas: Any) -> Tensor:
     return torch.from_numpy(np.asarray(canvas) > 127)
 
 
-def _words(method: Any) -> methods.Words | None:
-    return methods.parse(method) if isinstance(method, str) else None
+def _is_integrative(method: Any) -> bool:
+    return isinstance(method, str) and methods.parse(method).name == "integrative-cam"
 
 
 def _heat(attributions: Tensor) -> Tensor:

@@ -282,6 +282,7 @@ def _mean_and_interval(values: Mapping[str, float], pictures: Mapping[str, str],
         together.setdefault(pictures.get(example, example), []).append(value)
     sums = np.array([math.fsum(each) for each in together.values()])
     counts = np.array([float(len(each)) for each in together.values()])
+    means = sums / counts
     mean = math.fsum(values.values()) / len(values)
     if len(together) == 1:  # one picture says nothing of others
         return mean, None, None
@@ -297,11 +298,9 @@ def _mean_and_interval(values: Mapping[str, float], pictures: Mapping[str, str],
         method="percentile",
         random_state=generator,  # scipy before 1.15 knows no other name for it
     ).confidence_interval
-    low, high = float(interval.low), float(interval.high)
     # No mean lies beyond its values, whatever rounding says: the interval of equal values has no width.
-    least, greatest = float((sums / counts).min()), float((sums / counts).max())
-    inside = [min(max(each, least), greatest) for each in (mean, low, high)]
-    return inside[0], inside[1], inside[2]
+    mean, low, high = np.clip([mean, interval.low, interval.high], means.min(), means.max()).tolist()
+    return mean, low, high
 
 
 # -------------------------------------------------------------------------------------------------------------- labels

@@ -423,10 +423,17 @@ def _folders(examples: Examples) -> list[str]:
     return sorted({each for each in known if isinstance(each, str)})
 
 
+def _unopened(examples: Examples, number: int) -> list[Example]:
+    """The first examples; none of datasets that would have to be opened."""
+    if isinstance(examples, list) and all(isinstance(each, Example) for each in examples):
+        return examples[:number]
+    return []
+
+
 def _names(examples: Examples, number: int) -> list[str]:
     """Names of the first examples; their numbers where that would mean to open them."""
-    if isinstance(examples, list) and all(isinstance(each, Example) for each in examples):
-        names = [example.name for example in examples[:number]]
+    if known := _unopened(examples, number):
+        names = [example.name for example in known]
         if len(set(names)) < len(names):
             raise ValueError("dataset: two examples have the same name")
         return names
@@ -445,12 +452,12 @@ def _identities(examples: Examples, names: Sequence[str], target: str) -> dict[s
 
 def _pictures(examples: Examples, names: Sequence[str]) -> dict[str, str]:
     """For each example the first of the same picture; none of datasets that would have to be opened."""
-    if not isinstance(examples, list) or not all(isinstance(each, Example) for each in examples):
-        return {}
     first: dict[Any, str] = {}
     return {
-        name: first.setdefault(str(image) if isinstance(image, (str, Path)) else id(image), name)
-        for name, image in zip(names, (each.image for each in examples), strict=False)
+        each.name: first.setdefault(
+            str(each.image) if isinstance(each.image, (str, Path)) else id(each.image), each.name
+        )
+        for each in _unopened(examples, len(names))
     }
 
 
