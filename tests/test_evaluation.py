@@ -661,15 +661,22 @@ def test_a_mistake_locks_no_folder(tmp_path: Path) -> None:
     run(tmp_path / "out", limit=1, target="label", metrics=["complexity"])
 
 
-def test_what_cannot_be_measured_is_not_tried_again(tmp_path: Path) -> None:
-    def counted(model: Any, layer: Any, inputs: Tensor, target: int) -> Tensor:
-        counted.calls += 1  # type: ignore[attr-defined]
+class Counted:
+    """Counts its calls."""
+
+    calls = 0
+
+    @staticmethod
+    def explain(model: Any, layer: Any, inputs: Tensor, target: int) -> Tensor:
+        Counted.calls += 1
         return inputs[:, :1]
 
-    counted.calls = 0  # type: ignore[attr-defined]
+
+def test_what_cannot_be_measured_is_not_tried_again(tmp_path: Path) -> None:
+    Counted.calls = 0
     for _ in range(3):
-        run(tmp_path, methods={"counted": counted}, metrics=["pointing_game", "complexity"])
-    assert counted.calls == 4  # type: ignore[attr-defined]
+        run(tmp_path, methods={"counted": Counted.explain}, metrics=["pointing_game", "complexity"])
+    assert Counted.calls == 4
 
 
 def test_what_may_work_next_time_is_tried_again(tmp_path: Path) -> None:
@@ -803,11 +810,7 @@ def test_integrative_cams_layers_are_remembered(tmp_path: Path) -> None:
 def test_a_refused_process_writes_nothing(tmp_path: Path) -> None:
     subprocess.run(command(*BUNDLED, "--limit", "1", "--output", tmp_path), check=True, env=ENVIRONMENT)
     before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "rows").glob("*.jsonl"))
-    two = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    other = [*BUNDLED, "--layer", "stage3", "--output", tmp_path]
-    done = subprocess.run(
-        command(*other, launcher=two), check=False, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
+    done = torchrun(2, "-m", "captum_fusion", *BUNDLED, "--layer", "stage3", "--output", tmp_path, timeout=120)
     assert done.returncode != 0
     assert "made with layer" in done.stderr
     after = sorted((path.name, path.read_bytes()) for path in (tmp_path / "rows").glob("*.jsonl"))
@@ -843,15 +846,21 @@ BUNDLED = ["evaluate", "bundled", "--model", "bundled", "--preset", "fusioncam-t
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def command(*arguments: str | Path, launcher: tuple[str, ...] = ()) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        *(launcher or ()),
-        *(("-m",) if launcher else ()),
-        "captum_fusion",
-        *map(str, arguments),
-    ]
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "captum_fusion", *map(str, arguments)]
+
+
+def torchrun(processes: int, *program: str | Path, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    """A program, ``-m module`` or a file with its arguments, in so many processes, whether or not it succeeds."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run(
+        [sys.executable, *launcher, *map(str, program)],
+        check=False,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 def test_killed_and_divided_runs_give_the_same_tables(tmp_path: Path) -> None:
@@ -875,14 +884,7 @@ def test_killed_and_divided_runs_give_the_same_tables(tmp_path: Path) -> None:
     assert rows.read_bytes().startswith(kept), "nothing finished is run again"
 
     divided = tmp_path / "divided"
-    two = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = subprocess.run(
-        command(*BUNDLED, "--output", divided, launcher=two),
-        check=False,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+    done = torchrun(2, "-m", "captum_fusion", *BUNDLED, "--output", divided)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (divided / "rows").glob("*.jsonl")) == ["rank-0.jsonl", "rank-1.jsonl"]
     assert content(divided) == content(whole)
@@ -909,17 +911,12 @@ def test_nothing_of_the_process_group_outlives_the_run(tmp_path: Path) -> None:
         "    assert alive() is not None and group.gather(1) == [1]\n"
         "assert alive() is None\n"
     )
-    one = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", str(script)]
-    done = subprocess.run(one, check=False, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    done = torchrun(1, script, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
 def test_an_error_ends_all_processes(tmp_path: Path) -> None:
-    two = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    wrong = [*BUNDLED, "--layer", "nowhere", "--output", tmp_path]
-    done = subprocess.run(
-        command(*wrong, launcher=two), check=False, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
+    done = torchrun(2, "-m", "captum_fusion", *BUNDLED, "--layer", "nowhere", "--output", tmp_path, timeout=120)
     assert done.returncode != 0
     assert "layer: " in done.stderr
 
@@ -1015,13 +1012,7 @@ def test_machines_with_disks_of_their_own(tmp_path: Path) -> None:
         "         pictures=0, limit=6)\n"
     )
 
-    def start(score_fn: str) -> subprocess.CompletedProcess[str]:
-        three = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", str(script), str(tmp_path)]
-        return subprocess.run(
-            [sys.executable, *three, score_fn], check=False, env=ENVIRONMENT, capture_output=True, text=True
-        )
-
-    done = start("softmax")
+    done = torchrun(3, script, tmp_path, "softmax")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "a" / "rows").glob("*.jsonl"))) == 1
     assert len(list((tmp_path / "b" / "rows").glob("*.jsonl"))) == 2
@@ -1033,7 +1024,7 @@ def test_machines_with_disks_of_their_own(tmp_path: Path) -> None:
     )  # fmt: skip
     assert content(tmp_path / "a") == content(tmp_path / "one")
     shutil.rmtree(tmp_path / "a")  # a new disk in the first machine; the second has rows of other settings
-    done = start("identity")
+    done = torchrun(3, script, tmp_path, "identity")
     assert done.returncode != 0
     assert "made with score_fn" in done.stderr
 
@@ -1046,11 +1037,7 @@ def test_what_others_left_out_is_said_by_the_first(tmp_path: Path) -> None:
     for name in "ac":
         Image.new("RGB", (96, 96), "red").save(tmp_path / f"{name}.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
-    two = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     words = ["evaluate", tmp_path, "--model", "bundled", "--methods", "grad-cam", "--metrics", "complexity"]
-    done = subprocess.run(
-        command(*words, "--output", tmp_path / "out", launcher=two), check=False, env=ENVIRONMENT,
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = torchrun(2, "-m", "captum_fusion", *words, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "b.png" in (tmp_path / "out/index.html").read_text()
