@@ -1,0 +1,147 @@
+"""Fusion: denoising, the union of two maps, and the fusion by similarity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_fusion.functional.maps import FLOOR, at_least_float32, percentile, spatial_dims
+
+
+def denoise_gradients(gradients: Tensor, theta: float) -> Tensor:
+    """UnionCAM's denoising [2, eq. 1]: in every channel, gradients below its ``theta`` percentile become 0.
+
+    Args:
+        gradients (Tensor): Signed, of shape ``(N, K, *spatial)``.
+        theta (float): In percent, 0 to 100. 0 changes nothing.
+
+    Returns:
+        Tensor: Of the same shape. A spatially constant channel stays as it is, for every ``theta``.
+
+    Examples::
+
+        >>> denoise_gradients(torch.tensor([[[0.1, 0.2, 0.3, 0.4]]]), 50.0)
+        tensor([[[0.0000, 0.0000, 0.3000, 0.4000]]])
+    """
+    gradients = at_least_float32(gradients)
+    flat = gradients.flatten(2)
+    return _at_least(flat, percentile(flat, theta)).reshape(gradients.shape)
+
+
+def union_gradient_map(activations: Tensor, gradients: Tensor, theta: float = 10.0, alpha: str = "sum") -> Tensor:
+    """UnionCAM's gradient map [2, eqs. 1 to 3] from denoised gradients, pixel by pixel.
+
+    Eq. 3 of the paper can be read in two ways. ``alpha="sum"``, the reading of every known code, divides the positive
+    gradients of a channel by their sum, which gives every channel with a positive gradient the same total weight: for
+    a network that ends in global pooling the map hardly depends on the class. ``alpha="count"`` divides by their
+    number, the plain meaning of "average coefficient", and keeps the magnitudes.
+
+    Args:
+        activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
+        gradients (Tensor): d score / d activations, of the same shape.
+        theta (float): Percentile of :func:`denoise_gradients`, 0 to 100. Default: 10
+        alpha (str): ``"sum"`` or ``"count"``. Default: ``"sum"``
+
+    Returns:
+        Tensor: Of shape ``(N, 1, *spatial)``. Channels whose positive gradients do not exceed 1e-6 of the example's
+        largest gradient count as without any.
+
+    Examples::
+
+        >>> activations, gradients = torch.ones(1, 1, 4), torch.tensor([[[-1.0, 1.0, 3.0, 4.0]]])
+        >>> union_gradient_map(activations, gradients, theta=0.0)
+        tensor([[[0.0000, 0.1250, 0.3750, 0.5000]]])
+        >>> union_gradient_map(activations, gradients, theta=0.0, alpha="count")
+        tensor([[[0.0000, 0.3333, 1.0000, 1.3333]]])
+    """
+    activations, gradients = at_least_float32(activations), at_least_float32(gradients)
+    positive = denoise_gradients(gradients, theta).relu()
+    noise = FLOOR * gradients.abs().amax(tuple(range(1, gradients.dim())), keepdim=True)
+    positive = torch.where(positive > noise, positive, 0.0)
+    divisor = positive if alpha == "sum" else (positive > 0).to(positive.dtype)
+    divisor = divisor.sum(spatial_dims(positive), keepdim=True)
+    share = torch.where(divisor > 0, positive / torch.where(divisor > 0, divisor, 1.0), 0.0)
+    return (share * activations).sum(1, keepdim=True)
+
+
+def _at_least(values: Tensor, threshold: Tensor) -> Tensor:
+    """``values`` where they reach the threshold, else 0; ties within float noise reach it together."""
+    slack = FLOOR * values.abs().amax(-1, keepdim=True)
+    return torch.where(values >= threshold - slack, values, 0.0)
+
+
+def denoise(maps: Tensor, theta: float) -> Tensor:
+    """Fusion-CAM's denoising [1]: values of the heat map below its ``theta`` percentile become 0.
+
+    Ties stay. Where more than ``theta`` percent of a map are 0 already, nothing changes.
+
+    Args:
+        maps (Tensor): Not negative, of shape ``(N, 1, *spatial)``.
+        theta (float): In percent, 0 to 100. 0 changes nothing.
+
+    Returns:
+        Tensor: Of the same shape.
+
+    Examples::
+
+        >>> denoise(torch.tensor([[[0.1, 0.2, 0.3, 1.0]]]), 50.0)
+        tensor([[[0.0000, 0.0000, 0.3000, 1.0000]]])
+    """
+    flat = at_least_float32(maps).flatten(1)
+    return _at_least(flat, percentile(flat, theta)).reshape(maps.shape)
+
+
+def contribution_weights(first: Tensor, second: Tensor) -> Tensor:
+    """Two contributions as weights that sum to 1: negative ones count as 0, and both are 1/2 where both vanish.
+
+    Args:
+        first (Tensor): Of shape (N,).
+        second (Tensor): Of shape (N,).
+
+    Returns:
+        Tensor: Of shape (N, 2), in [0, 1].
+
+    Examples::
+
+        >>> contribution_weights(torch.tensor([0.3, -0.2, -0.1]), torch.tensor([0.1, 0.4, 0.0]))
+        tensor([[0.7500, 0.2500],
+                [0.0000, 1.0000],
+                [0.5000, 0.5000]])
+    """
+    pair = torch.stack([first, second], 1).relu()
+    total = pair.sum(1, keepdim=True)
+    return torch.where(total > 0, pair / torch.where(total > 0, total, 1.0), 0.5)
+
+
+def weigh(maps: tuple[Tensor, Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps of shape ``(N, 1, *spatial)``, each times its column of ``weights`` of shape (N, 2).
+
+    Examples::
+
+        >>> weigh((torch.ones(1, 1, 2), torch.ones(1, 1, 2)), torch.tensor([[0.25, 0.75]]))
+        (tensor([[[0.2500, 0.2500]]]), tensor([[[0.7500, 0.7500]]]))
+    """
+    first, second = weights.to(maps[0].dtype).reshape(-1, 2, *[1] * (maps[0].dim() - 1)).unbind(1)
+    return maps[0] * first, maps[1] * second
+
+
+def similarity_fusion(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Fusion-CAM's last step [1]: the maximum where two weighted maps agree, sliding to their mean where they do not.
+
+    With the similarity ``s = clip(1 - |first - second|, 0, 1)`` it is ``s max + (1 - s) mean``, which for
+    differences of at most 1 is ``max - (first - second)**2 / 2``.
+
+    Args:
+        first (Tensor): A weighted map.
+        second (Tensor): A weighted map of the same shape.
+
+    Returns:
+        tuple[Tensor, Tensor]: The fused map, not normalised, and the similarity in [0, 1]; both of that shape.
+
+    Examples::
+
+        >>> similarity_fusion(torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.0]))
+        (tensor([0.5000, 0.5000]), tensor([1., 0.]))
+    """
+    similarity = (1 - (first - second).abs()).clamp(0, 1)
+    return similarity * torch.maximum(first, second) + (1 - similarity) * (first + second) / 2, similarity

@@ -1,0 +1,185 @@
+"""Maps: precision, normalisation, upsampling, percentiles, blurs and random masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: A range or gradient below this share of the magnitude that it stands on is float noise: it counts as 0.
+FLOOR = 1e-6
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """``tensor`` itself if float32 or float64, else a float32 copy: half types are too coarse to reduce in."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """``tensor`` in float64 where its device has it: differences of probabilities live in their last digits."""
+    return at_least_float32(tensor) if tensor.device.type == "mps" else tensor.double()
+
+
+def spatial_dims(tensor: Tensor) -> tuple[int, ...]:
+    """The spatial dimensions of a tensor (N, channels, *spatial)."""
+    return tuple(range(2, tensor.dim()))
+
+
+def normalize(maps: Tensor) -> Tensor:
+    """Min-max normalisation of each example to [0, 1]; a constant map gives zeros.
+
+    A range of at most 1e-6 times the largest magnitude of the map counts as constant, because stretching it to
+    [0, 1] would show nothing but rounding errors. There is no additive epsilon: maps of any scale keep their shape.
+
+    Args:
+        maps (Tensor): Floating point, of shape (N, ...).
+
+    Returns:
+        Tensor: Of the same shape, float32 (float64 if ``maps`` is), in [0, 1].
+
+    Examples::
+
+        >>> normalize(torch.tensor([[[2e-9, 4e-9, 6e-9]], [[5.0, 5.0, 5.0]]]))
+        tensor([[[0.0000, 0.5000, 1.0000]],
+        <BLANKLINE>
+                [[0.0000, 0.0000, 0.0000]]])
+    """
+    maps = at_least_float32(maps)
+    dims = tuple(range(1, maps.dim()))
+    low, high = maps.amin(dims, keepdim=True), maps.amax(dims, keepdim=True)
+    varying = varies(low, high)
+    return torch.where(varying, (maps - low) / torch.where(varying, high - low, 1.0), 0.0)
+
+
+def varies(low: Tensor, high: Tensor) -> Tensor:
+    """Whether a range is one, and not just float noise on a constant."""
+    span = high - low
+    return span.isfinite() & (span > FLOOR * torch.maximum(low.abs(), high.abs()))
+
+
+def upsample(maps: Tensor, size: Sequence[int], smooth: bool = False) -> Tensor:
+    """Linear, bilinear or trilinear interpolation to ``size``, with half-pixel centres (``align_corners=False``).
+
+    Args:
+        maps (Tensor): Floating point, of shape ``(N, C, *spatial)`` with one to three spatial dimensions.
+        size (sequence of int): The wanted spatial size, in pixels.
+        smooth (bool): Bicubic for two spatial dimensions, which may leave the range of the values. Default: False
+
+    Returns:
+        Tensor: Of shape ``(N, C, *size)``, float32 (float64 if ``maps`` is).
+
+    Examples::
+
+        >>> upsample(torch.tensor([[[0.0, 1.0]]]), (4,))
+        tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
+    """
+    maps = at_least_float32(maps)
+    if tuple(maps.shape[2:]) == tuple(size):
+        return maps
+    mode = {3: "linear", 4: "bicubic" if smooth else "bilinear", 5: "trilinear"}[maps.dim()]
+    return F.interpolate(maps, size=tuple(size), mode=mode, align_corners=False)
+
+
+def percentile(values: Tensor, theta: float) -> Tensor:
+    """The ``theta`` percentile along the last dimension, linearly interpolated as ``numpy.percentile`` does.
+
+    ``torch.quantile`` gives the same but refuses more than 2**24 elements.
+
+    Args:
+        values (Tensor): float32 or float64, of shape (..., P).
+        theta (float): In percent, 0 to 100.
+
+    Returns:
+        Tensor: Of shape (..., 1).
+
+    Examples::
+
+        >>> percentile(torch.tensor([[4.0, 1.0, 2.0, 3.0]]), 50.0)
+        tensor([[2.5000]])
+    """
+    position = theta / 100 * (values.shape[-1] - 1)
+    below, share = math.floor(position), position - math.floor(position)
+    low = values.kthvalue(below + 1, dim=-1, keepdim=True).values
+    if share == 0:
+        return low
+    return torch.lerp(low, values.kthvalue(below + 2, dim=-1, keepdim=True).values, share)
+
+
+def rise_masks(grids: Tensor, shifts: Tensor, size: Sequence[int]) -> Tensor:
+    """RISE's masks [11]: random grids, stretched to one cell more than the input, of which a shifted part is cut.
+
+    Args:
+        grids (Tensor): Floating point, of shape ``(R, 1, *cells)``, zeros and ones.
+        shifts (Tensor): Of shape (R, spatial dimensions), in shares of a cell, 0 to 1.
+        size (sequence of int): The spatial size of a mask, in pixels.
+
+    Returns:
+        Tensor: Of shape ``(R, 1, *size)``, in [0, 1].
+
+    Examples::
+
+        >>> rise_masks(torch.tensor([[[0.0, 1.0]]]), torch.tensor([[0.0]]), (4,)).round(decimals=4)
+        tensor([[[0.0000, 0.0000, 0.3333, 0.6667]]])
+    """
+    cells = [-(-pixels // n) for pixels, n in zip(size, grids.shape[2:], strict=True)]
+    stretched = upsample(grids, [(n + 1) * cell for n, cell in zip(grids.shape[2:], cells, strict=True)])
+    starts = (shifts.to("cpu", torch.float64) * torch.tensor(cells, device="cpu")).long().tolist()
+    parts = []
+    for mask, start in zip(stretched, starts, strict=True):
+        for dim, (first, pixels) in enumerate(zip(start, size, strict=True)):
+            mask = mask.narrow(dim + 1, first, pixels)
+        parts.append(mask)
+    return torch.stack(parts)
+
+
+def smooth_neighbours(maps: Tensor) -> Tensor:
+    """Each value spread over its neighbours by the kernel ``[1 2 1] / 4`` along every spatial dimension.
+
+    Args:
+        maps (Tensor): Floating point, of shape ``(N, 1, *spatial)``.
+
+    Returns:
+        Tensor: Of the same shape and dtype. What falls over the border is lost.
+
+    Examples::
+
+        >>> smooth_neighbours(torch.tensor([[[0.0, 4.0, 0.0, 0.0]]]))
+        tensor([[[1., 2., 1., 0.]]])
+    """
+    for dim in spatial_dims(maps):
+        moved = F.pad(maps.movedim(dim, -1), (1, 1))
+        maps = ((moved[..., :-2] + 2 * moved[..., 1:-1] + moved[..., 2:]) / 4).movedim(-1, dim)
+    return maps
+
+
+def gaussian_blur(x: Tensor, kernel_size: int = 51, sigma: float = 50.0) -> Tensor:
+    """Gaussian blur over all spatial dimensions, with reflected borders.
+
+    Args:
+        x (Tensor): Floating point, of shape ``(N, C, *spatial)``.
+        kernel_size (int): In pixels, odd. Where the input is too small to be reflected so far, as large as can be.
+            Default: 51
+        sigma (float): Standard deviation in pixels. Default: 50
+
+    Returns:
+        Tensor: Of the same shape, float32 (float64 if ``x`` is).
+
+    Examples::
+
+        >>> gaussian_blur(torch.tensor([[[0.0, 0.0, 3.0, 0.0, 0.0]]]), 3, 1e6)
+        tensor([[[0., 1., 1., 1., 0.]]])
+    """
+    x = at_least_float32(x)
+    for dim in spatial_dims(x):
+        pixels = x.shape[dim]
+        half = min(kernel_size // 2, pixels - 1)
+        offsets = torch.arange(-half, half + 1, device=x.device)
+        kernel = torch.exp(-0.5 * (offsets.to(x.dtype) / sigma) ** 2)
+        sources = (torch.arange(pixels, device=x.device)[:, None] + offsets).abs()
+        sources = torch.where(sources < pixels, sources, 2 * (pixels - 1) - sources)
+        matrix = x.new_zeros(pixels, pixels).scatter_add_(1, sources, (kernel / kernel.sum()).expand(pixels, -1))
+        x = (x.movedim(dim, -1) @ matrix.T).movedim(-1, dim)
+    return x
