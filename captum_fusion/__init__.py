@@ -1,4 +1,4 @@
-"""Fusion-CAM and what it stands on, as Captum attributions.
+"""Fusion-CAM and related class activation maps, as Captum attributions.
 
 Examples::
 
@@ -9,63 +9,15 @@ Examples::
     torch.Size([1, 1, 96, 96])
 """
 
-from captum_fusion._captum import shared_work
-from captum_fusion.attr import (
-    RISE,
-    FusionDetails,
-    GuidedFusionCAM,
-    IntegrativeDetails,
-    LayerAblationCAM,
-    LayerAugmentedGradCAM,
-    LayerDecomCAM,
-    LayerEigenCAM,
-    LayerFDCAM,
-    LayerFusionCAM,
-    LayerGradCAMPlusPlus,
-    LayerGroupCAM,
-    LayerHiResCAM,
-    LayerIntegratedGradCAM,
-    LayerIntegrativeCAM,
-    LayerISCAM,
-    LayerLayerCAM,
-    LayerLinearCAM,
-    LayerReciproCAM,
-    LayerScoreCAM,
-    LayerShapCAM,
-    LayerSmoothGradCAMPlusPlus,
-    LayerSSCAM,
-    LayerUnionCAM,
-    LayerXGradCAM,
-)
+from captum_fusion._passes.sharing import SavedWork as SavedWork
+from captum_fusion._passes.sharing import shared_work as shared_work
+from captum_fusion.attr.activation import *
+from captum_fusion.attr.fusion import *
+from captum_fusion.attr.gradient import *
+from captum_fusion.attr.integrative import *
+from captum_fusion.attr.region import *
+from captum_fusion.attr.replacing import *
+from captum_fusion.attr.rise import *
+from captum_fusion.attr.sampled import *
 
 __version__ = "0.1.0.dev0"
-
-__all__ = [
-    "RISE",
-    "FusionDetails",
-    "GuidedFusionCAM",
-    "IntegrativeDetails",
-    "LayerAblationCAM",
-    "LayerAugmentedGradCAM",
-    "LayerDecomCAM",
-    "LayerEigenCAM",
-    "LayerFDCAM",
-    "LayerFusionCAM",
-    "LayerGradCAMPlusPlus",
-    "LayerGroupCAM",
-    "LayerHiResCAM",
-    "LayerISCAM",
-    "LayerIntegratedGradCAM",
-    "LayerIntegrativeCAM",
-    "LayerLayerCAM",
-    "LayerLinearCAM",
-    "LayerReciproCAM",
-    "LayerSSCAM",
-    "LayerScoreCAM",
-    "LayerShapCAM",
-    "LayerSmoothGradCAMPlusPlus",
-    "LayerUnionCAM",
-    "LayerXGradCAM",
-    "__version__",
-    "shared_work",
-]

@@ -330,7 +330,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _list_methods(options: argparse.Namespace) -> None:
     table = [("method", "family", "rows", "paper", "")]
-    table += [(m.name, m.family, m.rows, m.citation, m.url) for m in METHODS.values()]
+    table += [(m.name, m.info.family, m.info.cost, m.info.citation, m.info.url) for m in METHODS.values()]
     _print_table(table)
     print()
     arrows = {"up": "higher is better", "down": "lower is better", "": ""}
@@ -432,7 +432,7 @@ def _build_methods(model: nn.Module, image: Tensor, options: argparse.Namespace)
                 print(f"layers of integrative-cam: {','.join(name for name, _ in found)}")
         else:
             chosen = stages = [layers.find_layer(model, name) for name in options.layer]
-            single = [name for name in options.method if not METHODS[name].fuses_layers]
+            single = [name for name in options.method if not METHODS[name].info.fuses_layers]
             if len(chosen) > 1 and single:
                 print(f"layer of {', '.join(single)}: {options.layer[-1]}")
     except ValueError as error:

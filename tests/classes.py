@@ -6,28 +6,11 @@ import functools
 import inspect
 from typing import Any
 
-from captum_fusion import (
-    LayerAblationCAM,
-    LayerAugmentedGradCAM,
-    LayerDecomCAM,
-    LayerEigenCAM,
-    LayerFDCAM,
-    LayerFusionCAM,
-    LayerGradCAMPlusPlus,
-    LayerGroupCAM,
-    LayerHiResCAM,
-    LayerIntegratedGradCAM,
-    LayerIntegrativeCAM,
-    LayerISCAM,
-    LayerLayerCAM,
-    LayerReciproCAM,
-    LayerScoreCAM,
-    LayerShapCAM,
-    LayerSmoothGradCAMPlusPlus,
-    LayerSSCAM,
-    LayerUnionCAM,
-    LayerXGradCAM,
-)
+from captum.attr import LayerAttribution, LayerGradCam
+
+from captum_fusion import LayerDecomCAM, LayerFusionCAM, LayerLinearCAM, LayerUnionCAM
+from captum_fusion.attr._bases import BackgroundCAM
+from captum_fusion.attr.catalog import METHODS
 
 
 class SoftmaxDecomCAM(LayerDecomCAM):
@@ -40,39 +23,24 @@ class SoftmaxDecomCAM(LayerDecomCAM):
 
 FUSIONS = [LayerFusionCAM, LayerUnionCAM]
 
-#: Every method with a layer but LayerLinearCAM, which refuses the networks of the common tests (see test_linear_cam).
-CLASSES = [
-    *FUSIONS,
-    LayerIntegrativeCAM,
-    LayerHiResCAM,
-    LayerGradCAMPlusPlus,
-    LayerXGradCAM,
-    LayerLayerCAM,
-    LayerSmoothGradCAMPlusPlus,
-    LayerIntegratedGradCAM,
-    LayerAugmentedGradCAM,
-    LayerScoreCAM,
-    LayerSSCAM,
-    LayerISCAM,
-    LayerGroupCAM,
-    SoftmaxDecomCAM,
-    LayerAblationCAM,
-    LayerReciproCAM,
-    LayerFDCAM,
-    LayerShapCAM,
-    LayerEigenCAM,
+#: The catalogue's layer methods. LayerLinearCAM refuses the networks of the common tests (see test_linear_cam), and
+#: DecomCAM's raw scores are negative on them.
+CLASSES: list[Any] = [
+    SoftmaxDecomCAM if method.cls is LayerDecomCAM else method.cls
+    for method in METHODS.values()
+    if issubclass(method.cls, LayerAttribution) and method.cls not in (LayerGradCam, LayerLinearCAM)
 ]
 
 #: Their maps are in the input's space, in [0, 1].
-INPUT_SPACE = [*FUSIONS, LayerIntegrativeCAM, LayerAugmentedGradCAM]
+INPUT_SPACE = [cls for cls in CLASSES if cls.info.space == "input"]
 #: Their maps have both signs.
-SIGNED = [LayerShapCAM, LayerEigenCAM]
+SIGNED = [cls for cls in CLASSES if cls.info.signed]
 #: The map is the same for every target.
-CLASS_AGNOSTIC = [LayerEigenCAM]
+CLASS_AGNOSTIC = [cls for cls in CLASSES if not cls.needs_target]
 #: A list of layers gives one map.
-FUSE_LAYERS = [LayerIntegrativeCAM, LayerLayerCAM]
+FUSE_LAYERS = [cls for cls in CLASSES if cls.info.fuses_layers]
 #: They hide the input behind a blur unless told otherwise.
-BLUR = [LayerGroupCAM, SoftmaxDecomCAM]
+BLUR = [cls for cls in CLASSES if issubclass(cls, BackgroundCAM)]
 
 
 def takes(cls: Any, name: str) -> bool:

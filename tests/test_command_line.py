@@ -159,7 +159,7 @@ def test_list_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].split() == ["method", "family", "rows", "paper"]
     assert [line.split()[0] for line in lines[1:]] == list(METHODS)
     for line, method in zip(lines[1:], METHODS.values(), strict=True):
-        assert method.rows in line
+        assert method.info.cost in line
         assert line.endswith(method.url)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM
-from captum_fusion._pace import TimedPace
+from captum_fusion._passes.pace import TimedPace
 from captum_fusion.functional import live_channels
 from tests.networks import Counter, Net, images, make
 from tests.test_contract import same

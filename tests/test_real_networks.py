@@ -22,7 +22,8 @@ from captum_fusion import (
     LayerLinearCAM,
     LayerXGradCAM,
 )
-from captum_fusion._captum import Call
+from captum_fusion._passes.call import Call
+from captum_fusion._passes.layer_pass import layer_pass
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.functional import upsample
 from tests import reference
@@ -226,9 +227,11 @@ def test_the_residual_bias_of_integrative_cam_is_complete(squeezenet: Explained)
     """Before its ReLU a layer's map adds up to the score."""
     case, layers = squeezenet, [squeezenet.model.features[7], squeezenet.model.features[12]]
     method = LayerIntegrativeCAM(case.model, layers)
-    call = Call(case.model, case.x, case.targets)
+    call = Call.checked(case.model, case.x, case.targets)
     with torch.no_grad():
         scores = case.model(case.x)[range(3), case.targets].double()
-    for layer, (activations, gradients, _) in zip(layers, call.layer_pass(layers, None, True), strict=True):
+    for layer, (activations, gradients, _) in zip(
+        layers, layer_pass(call, layers, None, True).evaluations, strict=True
+    ):
         raw, _ = method._layer_map(layer, activations[0], gradients[0], scores, None)
         torch.testing.assert_close(raw.sum((1, 2, 3)), scores, rtol=1e-4, atol=1e-4)

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from captum_fusion import FusionDetails, LayerFusionCAM, LayerScoreCAM, LayerUnionCAM
 from tests import reference
 
+#: What the reference calls the weights of the authors' code is an option of its own in the package.
 WEIGHTINGS = ["normalized", "raw", "official"]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "normalized": {"weighting": "normalized"},
+    "raw": {"weighting": "raw"},
+    "official": {"authors_code": True},
+}
 THETAS = [0.0, 10.0, 50.0, 100.0]
 EXACT = 1e-9  # float64 networks
 CLOSE = 1e-5  # float32 networks
@@ -218,7 +224,7 @@ def test_score_cam_with_channels_that_are_dead_in_some_examples_only() -> None:
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_fusion_cam(case: Case, weighting: str, theta: float) -> None:
     model, layer, x, given, each = case()
-    method = LayerFusionCAM(model, layer, theta=theta, weighting=weighting, score_fn=case.score_fn)
+    method = LayerFusionCAM(model, layer, theta=theta, **OPTIONS[weighting], score_fn=case.score_fn)
     maps, details = method.attribute(x, target_argument(case), baselines=given, return_details=True)
     found = []
     for i, target in enumerate(case.targets):
@@ -238,7 +244,7 @@ def test_fusion_cam_of_increase_score_cam(weighting: str) -> None:
     case = CASES["baseline-tensor"]
     model, layer, x, given, each = case()
     method = LayerFusionCAM(
-        model, layer, region_method=LayerScoreCAM(model, layer, weighting="increase"), weighting=weighting
+        model, layer, region_method=LayerScoreCAM(model, layer, weighting="increase"), **OPTIONS[weighting]
     )
     maps, details = method.attribute(x, list(case.targets), baselines=given, return_details=True)
     results = [
@@ -283,7 +289,7 @@ def test_both_contributions_negative() -> None:
 @pytest.mark.parametrize("alpha", ["sum", "count"])
 def test_union_cam(case: Case, alpha: str, weighting: str, theta: float) -> None:
     model, layer, x, given, each = case()
-    method = LayerUnionCAM(model, layer, theta=theta, alpha=alpha, weighting=weighting, score_fn=case.score_fn)
+    method = LayerUnionCAM(model, layer, theta=theta, alpha=alpha, **OPTIONS[weighting], score_fn=case.score_fn)
     maps, details = method.attribute(x, target_argument(case), baselines=given, return_details=True)
     found = []
     for i, target in enumerate(case.targets):
@@ -335,7 +341,7 @@ def test_similarity_step_in_closed_form() -> None:
 def test_fusion_is_the_closed_form_of_its_details(weighting: str) -> None:
     case = CASES["flat-2d"]
     model, layer, x, _, _ = case()
-    maps, details = LayerFusionCAM(model, layer, weighting=weighting).attribute(
+    maps, details = LayerFusionCAM(model, layer, **OPTIONS[weighting]).attribute(
         x, list(case.targets), return_details=True
     )
     checked = 0

@@ -157,7 +157,7 @@ def test_xgrad_cam(case: Network) -> None:
 @pytest.mark.parametrize("normalize_alpha", [False, True])
 def test_grad_cam_plus_plus(case: Network, normalize_alpha: bool) -> None:
     model, layer, x, targets = case
-    maps = LayerGradCAMPlusPlus(model, layer, normalize_alpha=normalize_alpha).attribute(x, targets)
+    maps = LayerGradCAMPlusPlus(model, layer, authors_code=normalize_alpha).attribute(x, targets)
     compare(maps, lambda i: reference.grad_cam_plus_plus(model, layer, rows(x)[i], targets[i], normalize_alpha))
 
 
@@ -166,24 +166,19 @@ def noises(x: Tensor, count: int, stdevs: float, seed: int) -> list[Tensor]:
     return list(stdevs * torch.randn(count, *x.shape[1:], generator=generator).to(x.dtype)[:, None])
 
 
-@pytest.mark.parametrize("normalize_alpha", [False, True])
-def test_smooth_grad_cam_plus_plus(case: Network, normalize_alpha: bool) -> None:
+def test_smooth_grad_cam_plus_plus(case: Network) -> None:
     model, layer, x, targets = case
-    method = LayerSmoothGradCAMPlusPlus(model, layer, n_samples=3, stdevs=0.4, normalize_alpha=normalize_alpha, seed=5)
+    method = LayerSmoothGradCAMPlusPlus(model, layer, n_samples=3, stdevs=0.4, seed=5)
     maps = method.attribute(x, targets, perturbations_per_eval=2)
     noise = noises(x, 3, 0.4, 5)
-    compare(
-        maps,
-        lambda i: reference.smooth_grad_cam_plus_plus(model, layer, rows(x)[i], targets[i], noise, normalize_alpha),
-    )
+    compare(maps, lambda i: reference.smooth_grad_cam_plus_plus(model, layer, rows(x)[i], targets[i], noise))
     assert torch.equal(maps, method.attribute(x, targets, perturbations_per_eval=2)), "the seed must repeat"
 
 
-@pytest.mark.parametrize("normalize_alpha", [False, True])
-def test_smooth_grad_cam_plus_plus_without_noise(case: Network, normalize_alpha: bool) -> None:
+def test_smooth_grad_cam_plus_plus_without_noise(case: Network) -> None:
     model, layer, x, targets = case
-    smooth = LayerSmoothGradCAMPlusPlus(model, layer, n_samples=3, stdevs=0.0, normalize_alpha=normalize_alpha)
-    plain = LayerGradCAMPlusPlus(model, layer, normalize_alpha=normalize_alpha)
+    smooth = LayerSmoothGradCAMPlusPlus(model, layer, n_samples=3, stdevs=0.0)
+    plain = LayerGradCAMPlusPlus(model, layer)
     assert_same(smooth.attribute(x, targets), plain.attribute(x, targets).numpy())
 
 
@@ -196,7 +191,7 @@ SINGLE = 1e-5  # captum's points are of single precision
 def test_integrated_grad_cam(method: str, baseline: str) -> None:
     model, layer, x, targets = CASES["flat"]()
     given: Any = {"zero": 0, "number": 0.7, "tensor": 0.5 * images(*x.shape, seed=9).double()}[baseline]
-    maps = LayerIntegratedGradCAM(model, layer, n_steps=4, method=method).attribute(x, targets, baselines=given)
+    maps = LayerIntegratedGradCAM(model, layer, n_steps=4, rule=method).attribute(x, targets, baselines=given)
     each = list(rows(given)) if isinstance(given, Tensor) else [given] * len(x)
     compare(
         maps,
@@ -208,7 +203,7 @@ def test_integrated_grad_cam(method: str, baseline: str) -> None:
 @pytest.mark.parametrize("name", ["gap", "flat-early-layer", "1d", "3d"])
 def test_integrated_grad_cam_of_other_layers(name: str) -> None:
     model, layer, x, targets = CASES[name]()
-    maps = LayerIntegratedGradCAM(model, layer, n_steps=3, method="gausslegendre").attribute(x, targets)
+    maps = LayerIntegratedGradCAM(model, layer, n_steps=3, rule="gausslegendre").attribute(x, targets)
     compare(maps, lambda i: reference.integrated_grad_cam(model, layer, rows(x)[i], targets[i], 3, "gausslegendre"))
 
 
@@ -261,7 +256,7 @@ BY_HAND = {
     # alphas sum to 9/28 and 13/133: w1 = 11/9, w2 = 20/13; w1 + 2 w2 = 503/117
     "++normalized": (
         LayerGradCAMPlusPlus,
-        {"normalize_alpha": True},
+        {"authors_code": True},
         [[503 / 117, 1006 / 117], [1509 / 117, 0.0]],
     ),
     # the linear score drops by g1 A1 = 5 and g2 A2 = -2
@@ -305,7 +300,7 @@ def mixed_baselines(x: Tensor) -> tuple[dict[str, Any], dict[str, list[Any]]]:
 @pytest.mark.parametrize("cumulative", [False, True])
 def test_is_cam(case: Network, cumulative: bool) -> None:
     model, layer, x, targets = case
-    maps = LayerISCAM(model, layer, n_steps=3, cumulative=cumulative).attribute(x, targets, perturbations_per_eval=4)
+    maps = LayerISCAM(model, layer, n_steps=3, authors_code=cumulative).attribute(x, targets, perturbations_per_eval=4)
     compare(maps, lambda i: reference.is_cam(model, layer, rows(x)[i], targets[i], 3, cumulative))
 
 
@@ -317,7 +312,7 @@ def test_is_cam_of_other_scores_and_baselines(score_fn: str, baseline: str, cumu
     model, layer, x, targets = CASES["flat"]()
     argument, each = (these[baseline] for these in mixed_baselines(x))
     fn = SCORE_FNS[score_fn]
-    maps = LayerISCAM(model, layer, cumulative=cumulative, score_fn=fn).attribute(x, targets, baselines=argument)
+    maps = LayerISCAM(model, layer, authors_code=cumulative, score_fn=fn).attribute(x, targets, baselines=argument)
     compare(
         maps,
         lambda i: reference.is_cam(model, layer, rows(x)[i], targets[i], 10, cumulative, score_fn=fn, baseline=each[i]),
@@ -329,7 +324,8 @@ def test_is_cam_of_other_scores_and_baselines(score_fn: str, baseline: str, cumu
 @pytest.mark.parametrize("groups", [1, 3, 5])
 def test_group_cam(case: Network, theta: float | None, background: str, groups: int) -> None:
     model, layer, x, targets = case
-    method = LayerGroupCAM(model, layer, groups=groups, theta=theta, background=background)
+    options = {"authors_code": True} if theta is None else {"theta": theta}
+    method = LayerGroupCAM(model, layer, groups=groups, background=background, **options)
     maps = method.attribute(x, targets)
     members = chunked(model, layer, x, groups)
     expected = [
@@ -353,7 +349,7 @@ def test_group_cam_cases_are_worth_something() -> None:
             some += sum(c > 0 for c in contributions) > 1 and any(c == 0 for c in contributions)
     assert some >= 3
     model, layer, x, targets = CASES["flat"]()
-    options: list[dict[str, Any]] = [{}, {"theta": 30.0}, {"theta": None}, {"background": "baseline"}]
+    options: list[dict[str, Any]] = [{}, {"theta": 30.0}, {"authors_code": True}, {"background": "baseline"}]
     maps = [LayerGroupCAM(model, layer, groups=3, **each).attribute(x, targets) for each in options]
     for other in maps[1:]:
         assert (maps[0] - other).abs().max() > 0.01 * maps[0].max()
@@ -1088,7 +1084,7 @@ def test_integrative_cam_of_homogeneous_functions_does_not_depend_on_the_logits_
 EVERY: dict[str, tuple[Any, dict[str, Any]]] = {
     **HOMOGENEOUS,
     "++": (LayerGradCAMPlusPlus, {}),
-    "++normalized": (LayerGradCAMPlusPlus, {"normalize_alpha": True}),
+    "++normalized": (LayerGradCAMPlusPlus, {"authors_code": True}),
     "smooth": (LayerSmoothGradCAMPlusPlus, {"n_samples": 2}),
     "is-softmax": (LayerISCAM, {"n_steps": 2}),
     "recipro-gaussian": (LayerReciproCAM, {"gaussian": True}),

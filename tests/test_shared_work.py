@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_fusion import (
+    RISE,
     GuidedFusionCAM,
     LayerFusionCAM,
     LayerISCAM,
@@ -17,6 +21,8 @@ from captum_fusion import (
     LayerUnionCAM,
     shared_work,
 )
+from captum_fusion import functional as formulas
+from captum_fusion.attr._bases import LayerTensor
 from tests.classes import CLASSES
 from tests.networks import Counter, TupleLayer, WithBatchNorm, images, make
 from tests.test_contract import same
@@ -198,7 +204,7 @@ def test_large_outputs_are_not_kept() -> None:
     same(found[1], method.attribute(x, (1, 4, 4)))
 
 
-def test_what_is_run_and_what_is_spared_add_up_to_what_each_would_cost_alone(x: Tensor) -> None:
+def test_what_is_run_and_what_is_saved_adds_up_to_what_each_would_cost_alone(x: Tensor) -> None:
     counted = Counter(model := make())
     methods = [
         LayerScoreCAM(counted, model.conv2),
@@ -211,15 +217,126 @@ def test_what_is_run_and_what_is_spared_add_up_to_what_each_would_cost_alone(x: 
         counted.rows = 0
         method.attribute(x, 1, perturbations_per_eval=2)
         alone.append(counted.rows)
-    with shared_work() as spared:
+    with shared_work() as saved:
         for method, expected in zip(methods, alone, strict=True):
-            counted.rows = spared.rows = 0
+            counted.rows = saved.forward_samples = 0
             method.attribute(x, 1, perturbations_per_eval=2)
-            assert counted.rows + spared.rows == expected, type(method).__name__
+            assert counted.rows + saved.forward_samples == expected, type(method).__name__
             if method is not methods[0]:
                 assert counted.rows < expected / 2
-        assert spared.seconds > 0
-        before = spared.backward_rows
+        assert saved.seconds > 0
+        before = saved.backward_samples
         methods[1].attribute(x, 1, perturbations_per_eval=2)
-        assert spared.backward_rows == before + 3, "the pass with gradients is shared, and counted as such"
+        assert saved.backward_samples == before + 3, "the pass with gradients is shared, and counted as such"
     assert alone == [3 * (1 + 8), 3 * (8 + 5), 3 * (8 + 5), 3 * (1 + 8 + 1)]
+
+
+class InvertedScoreCAM(LayerScoreCAM):
+    """A subclass with masks of its own, which says nothing about what they depend on."""
+
+    power = 1.0
+
+    def _map(self, tensor: LayerTensor) -> Tensor:
+        live = formulas.live_channels(tensor.activations)
+        examples, channels = formulas.channel_pairs(live)
+
+        def masks(chunk: slice, size: Sequence[int]) -> Tensor:
+            maps = tensor.activations[examples[chunk], channels[chunk]].unsqueeze(1)
+            return (1 - formulas.normalize(formulas.upsample(maps, size))) ** self.power
+
+        scores = tensor.masked_scores(masks, examples, formulas.score_function("softmax"))
+        weights = formulas.channel_table(live, examples, channels, scores)
+        return formulas.weighted_activations(tensor.activations, weights)
+
+
+class PoweredScoreCAM(InvertedScoreCAM):
+    """A subclass whose objects share their masked samples if they have the same ``power``."""
+
+    masks_depend_on = ("power",)
+
+    def __init__(self, *args: Any, power: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.power = power
+
+
+def test_subclasses_with_other_masks_get_their_own_maps(x: Tensor) -> None:
+    model = make()
+    methods = [
+        LayerScoreCAM(model, model.conv2),
+        InvertedScoreCAM(model, model.conv2),
+        PoweredScoreCAM(model, model.conv2, power=2.0),
+        PoweredScoreCAM(model, model.conv2, power=3.0),
+    ]
+    alone = [method.attribute(x, 1) for method in methods]
+    with shared_work() as saved:
+        together = [method.attribute(x, 1) for method in methods]
+        before = saved.forward_samples
+        again = methods[3].attribute(x, 1)
+        assert saved.forward_samples - before >= 3 * 8, "its own samples are shared with itself"
+    for first, second in zip(alone, together, strict=True):
+        same(first, second)
+    same(again, alone[3])
+    for first, second in itertools.combinations(alone, 2):
+        assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("change", ["step", "buffer", "state dict"])
+def test_weights_that_change_within_the_block(x: Tensor, change: str) -> None:
+    model, other = make(WithBatchNorm), make(WithBatchNorm)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    method = LayerFusionCAM(model, model.norm)
+    with shared_work():
+        first = method.attribute(x, 1)
+        if change == "step":
+            optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+            model(x)[:, 1].sum().backward()
+            optimizer.step()
+        elif change == "buffer":
+            model.norm.running_mean.add_(0.5)
+        else:
+            model.load_state_dict(other.state_dict())
+        second = method.attribute(x, 1)
+    same(second, method.attribute(x, 1))
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("kind", ["lambda", "partial", "method", "global"])
+def test_weights_of_a_network_inside_a_function(x: Tensor, kind: str) -> None:
+    model = make()
+    functions: dict[str, Any] = {
+        "lambda": lambda given: model(given),
+        "partial": functools.partial(model.__call__),
+        "method": model.forward,
+        "global": eval("lambda given: network(given)", {"network": model}),
+    }
+    method = LayerScoreCAM(functions[kind], model.conv2)
+    with shared_work() as saved:
+        method.attribute(x, 1)
+        method.attribute(x, 2)
+        assert saved.forward_samples >= 3 * 8, "the network was found"
+        with torch.no_grad():
+            model.head.weight.mul_(-1)
+        changed = method.attribute(x, 1)
+    same(changed, method.attribute(x, 1))
+
+
+def test_a_function_whose_network_is_not_known_shares_nothing(x: Tensor) -> None:
+    model = make()
+    networks = {"mine": model}
+    method = LayerScoreCAM(lambda given: networks["mine"](given), model.conv2)
+    with shared_work() as saved:
+        first = method.attribute(x, 1)
+        with torch.no_grad():
+            model.head.weight.mul_(-1)
+        assert not torch.allclose(method.attribute(x, 1), first)
+    assert saved.forward_samples == 0
+
+
+def test_rise_and_guided_fusion_explain_several_targets(x: Tensor) -> None:
+    model = make()
+    for method in (RISE(model, n_masks=8), GuidedFusionCAM(model, model.relu2)):
+        found = method.attribute_targets(x, targets=[1, 2])
+        for result, target in zip(found, (1, 2), strict=True):
+            same(result, method.attribute(x, target))

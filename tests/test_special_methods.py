@@ -36,7 +36,6 @@ from captum_fusion import (
     functional,
 )
 from captum_fusion.attr.catalog import METHODS
-from tests.classes import CLASSES, SoftmaxDecomCAM
 from tests.networks import Counter, FlatHead, Net, Score, TupleLayer, TwoInputs, hooks_on, images, make
 from tests.test_contract import one_by_one, same
 
@@ -144,7 +143,7 @@ def test_cam_under_autocast_and_example_by_example() -> None:
 
 def test_numbers_of_numpy_are_numbers() -> None:
     model = make()
-    assert LayerSSCAM(model, model.relu2, n_samples=np.int64(3), stdev=np.float32(0.5)).n_samples == 3
+    assert LayerSSCAM(model, model.relu2, n_samples=np.int64(3), stdevs=np.float32(0.5)).n_samples == 3
     for wrong in (3.0, True, "3"):
         with pytest.raises(ValueError, match="n_samples"):
             LayerSSCAM(model, model.relu2, n_samples=wrong)
@@ -225,7 +224,10 @@ def test_guided_fusion_is_captums_guided_grad_cam_with_another_map() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # captum's own
         expected = GuidedGradCam(model, model.relu2).attribute(x, [1, 3], interpolate_mode="bilinear").detach()
-    same(GuidedFusionCAM(model, model.relu2, method=LayerGradCam(model, model.relu2)).attribute(x, [1, 3]), expected)
+    same(
+        GuidedFusionCAM(model, model.relu2, layer_method=LayerGradCam(model, model.relu2)).attribute(x, [1, 3]),
+        expected,
+    )
     fused = LayerFusionCAM(model, model.relu2).attribute(x, [1, 3])
     guided = GuidedFusionCAM(model, model.relu2).attribute(x, [1, 3])
     assert guided.shape == x.shape
@@ -241,14 +243,14 @@ def test_guided_fusion_of_several_inputs_and_errors() -> None:
     assert [f.shape for f in found] == [t.shape for t in x]
     assert (found[2] == 0).all()
     assert all(f.abs().sum() > 0 for f in found[:2])
-    kwargs = GuidedFusionCAM(model, model.relu2).attribute(x, 1, method_kwargs={"perturbations_per_eval": 2})
+    kwargs = GuidedFusionCAM(model, model.relu2).attribute(x, 1, layer_kwargs={"perturbations_per_eval": 2})
     same(kwargs, found)
     with pytest.raises(TypeError, match="method must be a layer attribution"):
-        GuidedFusionCAM(model, model.relu2, method=RISE(model))
-    with pytest.raises(ValueError, match="layer must be the layer of the given method"):
-        GuidedFusionCAM(model, model.relu1, method=LayerGradCam(model, model.relu2))
+        GuidedFusionCAM(model, model.relu2, layer_method=RISE(model))
+    with pytest.raises(ValueError, match="layer must be the layer of layer_method"):
+        GuidedFusionCAM(model, model.relu1, layer_method=LayerGradCam(model, model.relu2))
     with pytest.raises(ValueError, match="method must attribute one tensor, not a tuple"):
-        GuidedFusionCAM(model, model.relu2).attribute(x, 1, method_kwargs={"return_details": True})
+        GuidedFusionCAM(model, model.relu2).attribute(x, 1, layer_kwargs={"return_details": True})
     with pytest.raises(ValueError, match="inputs must be floating point"):
         GuidedFusionCAM(model, model.relu2).attribute((*x[:2], torch.ones(2, 5, dtype=torch.long)), 1)
     single = make(outputs=1)
@@ -406,7 +408,7 @@ def test_ss_cam_without_noise_is_is_cam_of_one_step() -> None:
     )
     assert not torch.allclose(weights, expected, atol=1e-4), "no baseline is taken off"
     for noise in ("map", "input"):
-        same(LayerSSCAM(model, model.relu2, stdev=0.0, noise=noise, n_samples=2).attribute(x, [1, 3]), expected)
+        same(LayerSSCAM(model, model.relu2, stdevs=0.0, noise=noise, n_samples=2).attribute(x, [1, 3]), expected)
 
 
 def test_ss_cam_of_the_authors_scales_its_noise() -> None:
@@ -423,7 +425,7 @@ def test_ss_cam_of_the_authors_scales_its_noise() -> None:
             with torch.no_grad():
                 weight = model(x[n] * (raised + deviation * noise)).softmax(1)[:, target].mean()
             expected[n] += weight * activations[n, k]
-    method = LayerSSCAM(model, model.relu2, n_samples=4, stdev=0.5, official=True, seed=7)
+    method = LayerSSCAM(model, model.relu2, n_samples=4, stdevs=0.5, authors_code=True, seed=7)
     same(method.attribute(x, [1, 3]), expected)
 
 
@@ -433,7 +435,7 @@ def test_ss_cam_of_the_authors_in_half_precision(noise: str) -> None:
     model, x = make().half(), images(2, 3, 8, 8).half()
     with torch.no_grad():
         model.conv2.weight *= 0.01
-    found = LayerSSCAM(model, model.relu2, n_samples=3, official=True, noise=noise).attribute(x, [1, 3])
+    found = LayerSSCAM(model, model.relu2, n_samples=3, authors_code=True, noise=noise).attribute(x, [1, 3])
     assert found.isfinite().all()
 
 
@@ -493,12 +495,10 @@ def test_group_cam_on_a_network_with_dead_groups() -> None:
 
 def test_the_catalogue_names_every_public_method() -> None:
     public = {value for value in vars(captum_fusion).values() if inspect.isclass(value)}
-    public -= {captum_fusion.FusionDetails, captum_fusion.IntegrativeDetails}
+    public -= {captum_fusion.FusionDetails, captum_fusion.IntegrativeDetails, captum_fusion.SavedWork}
     assert {method.cls for method in METHODS.values()} == {*public, LayerGradCam}
-    assert {*CLASSES, LayerLinearCAM, LayerDecomCAM, RISE, GuidedFusionCAM} - {SoftmaxDecomCAM} == public
     for method in METHODS.values():
-        assert method.family in ("fusion", "gradient", "region", "activation")
-        assert method.cls is LayerGradCam or method.url in inspect.getdoc(method.cls), method.name
+        assert method.cls is LayerGradCam or method.info.url in inspect.getdoc(method.cls), method.name
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -514,7 +514,7 @@ def test_the_catalogue_says_what_a_method_costs(name: str) -> None:
     method = METHODS[name].build(model, [model.relu2])
     method.attribute(x, 1)
     cost = {"": 0, " b": 0, " (layer)": 0}
-    for part in METHODS[name].rows.split(", "):
+    for part in METHODS[name].info.cost.split(", "):
         kind = next((suffix for suffix in (" b", " (layer)") if part.endswith(suffix)), "")
         product = re.sub(r"(\d) (?=[K(])", r"\1 * ", part.removesuffix(kind))
         cost[kind] = eval(product, {}, {"K": live, "Z": 16})
@@ -603,7 +603,7 @@ def test_decom_cam_by_scikit_learn(weighting: str) -> None:
 @pytest.mark.parametrize("noise", ["map", "input"])
 def test_ss_cam_by_loops(noise: str) -> None:
     model, x = make().double(), images(2, 3, 8, 8).double()
-    method = LayerSSCAM(model, model.relu2, n_samples=3, stdev=0.7, noise=noise, seed=5)
+    method = LayerSSCAM(model, model.relu2, n_samples=3, stdevs=0.7, noise=noise, seed=5)
     found = method.attribute(x, [1, 3])
     shape = (1, 8, 8) if noise == "map" else (3, 8, 8)
     draws = torch.randn(3, *shape, generator=torch.Generator().manual_seed(5)).double()

@@ -1,53 +1,14 @@
-"""The methods, as ``captum.attr.LayerAttribution`` subclasses."""
+"""The methods, as ``captum.attr.LayerAttribution`` subclasses.
 
-from captum_fusion.attr.activation import LayerDecomCAM, LayerEigenCAM, LayerLinearCAM
-from captum_fusion.attr.fusion import FusionDetails, GuidedFusionCAM, LayerFusionCAM, LayerUnionCAM
-from captum_fusion.attr.gradient import (
-    LayerAugmentedGradCAM,
-    LayerGradCAMPlusPlus,
-    LayerHiResCAM,
-    LayerIntegratedGradCAM,
-    LayerLayerCAM,
-    LayerSmoothGradCAMPlusPlus,
-    LayerXGradCAM,
-)
-from captum_fusion.attr.integrative import IntegrativeDetails, LayerIntegrativeCAM
-from captum_fusion.attr.region import (
-    RISE,
-    LayerAblationCAM,
-    LayerFDCAM,
-    LayerGroupCAM,
-    LayerISCAM,
-    LayerReciproCAM,
-    LayerScoreCAM,
-    LayerShapCAM,
-    LayerSSCAM,
-)
+Each family's module lists its public names in ``__all__``, and they are found here. This package has no ``__all__`` of
+its own, because type checkers only read literal ones.
+"""
 
-__all__ = [
-    "RISE",
-    "FusionDetails",
-    "GuidedFusionCAM",
-    "IntegrativeDetails",
-    "LayerAblationCAM",
-    "LayerAugmentedGradCAM",
-    "LayerDecomCAM",
-    "LayerEigenCAM",
-    "LayerFDCAM",
-    "LayerFusionCAM",
-    "LayerGradCAMPlusPlus",
-    "LayerGroupCAM",
-    "LayerHiResCAM",
-    "LayerISCAM",
-    "LayerIntegratedGradCAM",
-    "LayerIntegrativeCAM",
-    "LayerLayerCAM",
-    "LayerLinearCAM",
-    "LayerReciproCAM",
-    "LayerSSCAM",
-    "LayerScoreCAM",
-    "LayerShapCAM",
-    "LayerSmoothGradCAMPlusPlus",
-    "LayerUnionCAM",
-    "LayerXGradCAM",
-]
+from captum_fusion.attr.activation import *
+from captum_fusion.attr.fusion import *
+from captum_fusion.attr.gradient import *
+from captum_fusion.attr.integrative import *
+from captum_fusion.attr.region import *
+from captum_fusion.attr.replacing import *
+from captum_fusion.attr.rise import *
+from captum_fusion.attr.sampled import *

@@ -1,59 +1,23 @@
-"""Activation methods: maps made of a layer's activations, without gradients or with a few masked rows."""
+"""Activation methods: maps made of a layer's activations, without gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captum_fusion import functional as formulas
-from captum_fusion._captum import Call, Layer, LayerEvaluation, Reshape, Target, log_usage
-from captum_fusion.attr._base import CAM, MaskedCAM, choice, count, documented, scoring
-from captum_fusion.attr.region import BackgroundCAM, pairs, table
-from captum_fusion.functional import ScoreFn
+from captum_fusion._types import Layer, Reshape
+from captum_fusion.attr._bases import (
+    ActivationCAM,
+    LayerTensor,
+)
+from captum_fusion.attr._docs import documented
+from captum_fusion.attr._info import MethodInfo
 
-
-class ActivationCAM(CAM):
-    """Base of the methods that need one forward pass and no gradients: a subclass writes :meth:`_map`."""
-
-    @log_usage()
-    @documented
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Target = None,
-        additional_forward_args: Any = None,
-        attribute_to_layer_input: bool = False,
-    ) -> Any:
-        """Explain a batch.
-
-        Args:
-            {shared_args}
-
-        Returns:
-            {layer_returns}
-
-        Raises:
-            {raises}
-
-        Examples::
-
-            >>> import torch
-            >>> from captum_fusion import LayerEigenCAM
-            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
-            >>> LayerEigenCAM(net, net[0]).attribute(torch.rand(2, 3, 8, 8)).shape
-            torch.Size([2, 1, 6, 6])
-        """
-        maps = self._explain(self._maps, inputs, target, additional_forward_args, attribute_to_layer_input)
-        return self._result(maps)
-
-    def _maps(self, call: Call, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
-        return [tuple(self._map(call, a).to(a.dtype) for a in each.activations) for each in evaluations]
-
-    def _map(self, call: Call, activations: Tensor) -> Tensor:
-        raise NotImplementedError
+__all__ = ["LayerEigenCAM", "LayerLinearCAM"]
 
 
 class LayerLinearCAM(ActivationCAM):
@@ -76,6 +40,10 @@ class LayerLinearCAM(ActivationCAM):
         torch.Size([2, 1, 6, 6])
     """
 
+    info = MethodInfo(
+        "cam", "activation", "1", "Zhou et al., CVPR 2016", "https://arxiv.org/abs/1512.04150", signed=True
+    )
+
     @documented
     def __init__(
         self,
@@ -86,14 +54,12 @@ class LayerLinearCAM(ActivationCAM):
         classifier: nn.Module | None = None,
         reshape: Reshape | None = None,
     ) -> None:
-        """Name the network, the layer and the classifier.
-
-        Args:
-            {constructor_args}
-            classifier (Module, optional): The linear layer or 1 x 1 convolution that makes the output of the layer's
-                average.
-                Default: None (found among the modules of ``forward_func``, which must then be one)
-            {reshape_arg}
+        """Args:
+        {constructor_args}
+        classifier (Module, optional): The linear layer or 1 x 1 convolution that makes the output of the layer's
+            average.
+            Default: None (found among the modules of ``forward_func``, which must then be one)
+        {reshape_arg}
         """
         ActivationCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         if classifier is not None and not _is_linear(classifier):
@@ -102,14 +68,16 @@ class LayerLinearCAM(ActivationCAM):
             raise ValueError("classifier must be given where forward_func is not a module whose layers can be searched")
         self.classifier = classifier
 
-    def _map(self, call: Call, activations: Tensor) -> Tensor:
-        output = call.output.reshape(len(call.output), -1)
-        if call.output.dim() > 2:
-            raise ValueError(f"layer: CAM needs an output of shape (N, classes), not {tuple(call.output.shape)}")
+    def _map(self, tensor: LayerTensor) -> Tensor:
+        activations = tensor.activations
+        raw = tensor.output
+        output = raw.reshape(len(raw), -1)
+        if raw.dim() > 2:
+            raise ValueError(f"layer: CAM needs an output of shape (N, classes), not {tuple(raw.shape)}")
         full = {activations.dtype, output.dtype} <= {torch.float32, torch.float64}
         weight = self._weight(activations, formulas.precise(output), 1e-3 if full else 3e-2)
         number = torch.arange(len(weight), device=output.device).expand(output.shape)
-        chosen = call.select(number.reshape(call.output.shape))
+        chosen = tensor.passes.select(number.reshape(raw.shape))
         weight = weight.to(activations.device)
         return (weight[chosen.to(weight.device)].unsqueeze(1) @ formulas.precise(activations).flatten(2)).reshape(
             len(activations), 1, *activations.shape[2:]
@@ -167,6 +135,15 @@ class LayerEigenCAM(ActivationCAM):
         torch.Size([1, 1, 12, 12])
     """
 
+    info = MethodInfo(
+        "eigen-cam",
+        "activation",
+        "1",
+        "Muhammad and Yeasin, IJCNN 2020",
+        "https://arxiv.org/abs/2008.00299",
+        signed=True,
+    )
+
     needs_target = False
 
     @documented
@@ -179,122 +156,15 @@ class LayerEigenCAM(ActivationCAM):
         center: bool = False,
         reshape: Reshape | None = None,
     ) -> None:
-        """Name the network, the layer and the variant.
-
-        Args:
-            {constructor_args}
-            center (bool, optional): Subtract each channel's mean first, as pytorch-grad-cam does.
-                Default: False
-            {reshape_arg}
+        """Args:
+        {constructor_args}
+        center (bool, optional): Subtract each channel's mean first, as pytorch-grad-cam does.
+            Default: False
+        {reshape_arg}
         """
         ActivationCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self.center = center
 
-    def _map(self, call: Call, activations: Tensor) -> Tensor:
+    def _map(self, tensor: LayerTensor) -> Tensor:
+        activations = tensor.activations
         return formulas.principal_component(activations, self.center)
-
-
-class LayerDecomCAM(BackgroundCAM):
-    r"""DecomCAM: the strongest channels of a class, decomposed into a few independent maps, weighted by their scores.
-
-    Of the ``channels`` channels with the largest mean gradient ``a_k`` the maps ``a_k A^k`` are decomposed by a
-    principal component analysis of the positions. The positive part of each of the first ``components`` masks the
-    input, ``max(x m, blur(x) (1 - m))``, and weighs the score that it leaves (scores below 0.001 count as 0), divided
-    by the largest. The map is the weighted sum, in the layer's space, not normalised. A component's sign, which the
-    decomposition leaves open, is chosen so that its largest value by magnitude is positive. Scores are raw by default:
-    where no component leaves a positive one, the map is all zero.
-
-    ``weighting="softmax"``, with ``channels=100``, is the earlier Decom-CAM (Y. Yang et al., 2023) as its published
-    code has it: with ``s`` the score of a component's masked input minus that of the blurred input, it weighs
-    ``s softmax(s)``, and the sum is followed by a ReLU.
-
-    Cost for each example: one forward and backward row and one masked row for each component (and one of the blurred
-    input for ``"softmax"``).
-
-    More details in the paper: Y. Yang et al., "DecomCAM: Advancing Beyond Saliency Maps through Decomposition and
-    Integration", 2024, https://arxiv.org/abs/2405.18882
-
-    Examples::
-
-        >>> from captum_fusion import LayerDecomCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> LayerDecomCAM(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
-        torch.Size([1, 1, 12, 12])
-    """
-
-    @documented
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: Layer,
-        device_ids: list[int] | None = None,
-        *,
-        channels: int = 500,
-        components: int = 10,
-        weighting: str = "scaled",
-        center: bool = True,
-        background: str = "blur",
-        score_fn: str | ScoreFn = "identity",
-        reshape: Reshape | None = None,
-    ) -> None:
-        """Name the network, the layer and the decomposition.
-
-        Args:
-            {constructor_args}
-            channels (int, optional): How many channels are decomposed; no more than there are.
-                Default: 500
-            components (int, optional): Into how many maps; no more than there are channels or positions.
-                Default: 10
-            weighting (str, optional): ``"scaled"`` scores, or the ``"softmax"`` of differences to the blurred input.
-                Default: ``"scaled"``
-            center (bool, optional): Subtract each channel's mean first, as the authors' code does and the singular
-                value decomposition of the paper does not.
-                Default: True
-            background (str, optional): What shows where a mask is 0: ``"blur"``, the input under a Gaussian of
-                standard deviation 10, or ``"baseline"``, which is ``attribute``'s ``baselines``.
-                Default: ``"blur"``
-            {score_fn}
-                Default: ``"identity"``
-            {reshape_arg}
-        """
-        MaskedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
-        self.channels, self.components = count("channels", channels), count("components", components)
-        self.weighting = choice("weighting", weighting, ("scaled", "softmax"))
-        self.center = center
-        self._set_background(background)
-        self.score_fn = scoring(score_fn)
-
-    _blur = (81, 10.0)
-
-    @property
-    def uses_gradients(self) -> bool:
-        """True: the channels are chosen by their mean gradients."""
-        return True
-
-    def _map(self, call: Call, activations: Tensor, gradients: Tensor | None) -> Tensor:
-        assert gradients is not None
-        weights = formulas.at_least_float32(gradients).flatten(2).mean(2)
-        best = weights.topk(min(self.channels, weights.shape[1]), dim=1).indices
-        shape = (*best.shape, *[1] * (activations.dim() - 2))
-        examples = torch.arange(len(best), device=best.device)[:, None]
-        weighted = weights.gather(1, best).reshape(shape) * activations[examples, best]
-        maps = formulas.principal_components(weighted, self.components, self.center).relu()
-        live = formulas.live_channels(maps)
-        rows, components = pairs(live)
-
-        def masks(some: slice, size: Sequence[int]) -> Tensor:
-            picked = maps[rows[some], components[some]].unsqueeze(1)
-            return formulas.normalize(formulas.upsample(picked, size, smooth=True).relu())
-
-        def brighter(x: Tensor, base: float | Tensor, mask: Tensor, some: slice) -> Tensor:
-            return torch.maximum(x * mask, base * (1 - mask))
-
-        score_fn = formulas.score_function(self.score_fn)
-        found = call.masked_scores(masks, rows, score_fn, brighter)
-        scores = table(live, rows, components, found)
-        if self.weighting == "softmax":
-            scores = scores - call.baseline_scores(score_fn).to(scores.device)[:, None]
-            return formulas.weighted_activations(maps, scores * formulas.softmax_weights(scores, live))
-        scores = torch.where(scores < 1e-3, 0.0, scores)
-        largest = scores.amax(1, keepdim=True)
-        return formulas.weighted_activations(maps, torch.where(largest > 0, scores / largest.clamp(min=1e-3), 0.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from captum.attr import (
@@ -20,12 +20,21 @@ from captum.attr import (
 from torch import Tensor, nn
 
 from captum_fusion import functional as formulas
-from captum_fusion._captum import Baselines, Call, Layer, LayerEvaluation, Reshape, Target, format_result, log_usage
-from captum_fusion.attr._base import CAM, MASKING_OPTIONS, choice, documented, percentage, scoring
+from captum_fusion._arguments import choice, percentage
+from captum_fusion._captum import format_result, log_usage
+from captum_fusion._passes.call import Call
+from captum_fusion._passes.layer_pass import LayerEvaluation
+from captum_fusion._passes.passes import Passes
+from captum_fusion._types import Attributions, Baselines, Layer, Reshape, Target, TensorOrTupleOfTensors
+from captum_fusion.attr._bases import CAM, MASKING_OPTIONS, SeveralTargets, checked_score_fn
+from captum_fusion.attr._docs import documented
+from captum_fusion.attr._info import MethodInfo
 from captum_fusion.attr.region import LayerScoreCAM
 from captum_fusion.functional import ScoreFn
 
-_WEIGHTINGS = ("normalized", "raw", "official")
+__all__ = ["FusionDetails", "GuidedFusionCAM", "LayerFusionCAM", "LayerUnionCAM"]
+
+_WEIGHTINGS = ("normalized", "raw")
 
 
 class FusionDetails(NamedTuple):
@@ -64,6 +73,10 @@ class FusionDetails(NamedTuple):
     selected: Tensor | None = None
 
 
+#: What ``attribute`` returns with ``return_details=True``: a pair, or a list of pairs for a list of layers.
+_Detailed = tuple[TensorOrTupleOfTensors, FusionDetails | tuple[FusionDetails, ...]]
+DetailedAttributions = _Detailed | list[_Detailed]
+
 #: For each tensor of a layer, the fused map and how it came about.
 _Fused = list[tuple[Tensor, FusionDetails]]
 
@@ -74,12 +87,18 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
     call_options = MASKING_OPTIONS
     theta: float
     weighting: str
+    authors_code: bool
     score_fn: str | ScoreFn
 
-    def _set_options(self, theta: float, weighting: str, score_fn: str | ScoreFn) -> None:
+    def _set_options(self, theta: float, weighting: str, authors_code: bool, score_fn: str | ScoreFn) -> None:
         self.theta = percentage("theta", theta)
         self.weighting = choice("weighting", weighting, _WEIGHTINGS)
-        self.score_fn = scoring(score_fn)
+        if authors_code and weighting != "normalized":
+            raise ValueError(
+                f"weighting={weighting!r} does not apply with authors_code=True, which has weights of its own"
+            )
+        self.authors_code = authors_code
+        self.score_fn = checked_score_fn(score_fn)
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -114,39 +133,39 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         name: str,
         component: Attribution,
         kwargs: dict[str, Any] | None,
-        call: Call,
+        passes: Passes,
         evaluations: list[LayerEvaluation],
     ) -> list[list[Tensor]]:
         """Non-negative, normalised maps of a component in the input's space, for each layer and tensor of it."""
         kwargs = kwargs or {}
         if not self._shares_pass(component, kwargs):
-            raw = self._public_maps(name, component, kwargs, call, evaluations)
+            raw = self._public_maps(name, component, kwargs, passes, evaluations)
         elif isinstance(component, CAM):
-            raw = component._maps(call.with_options(**kwargs) if kwargs else call, evaluations)
+            raw = component._maps(passes.with_options(**kwargs) if kwargs else passes, evaluations)
             if [len(each) for each in raw] != [len(each.activations) for each in evaluations]:
                 raw = [raw[0][:1] * len(each.activations) for each in evaluations]  # it fuses layers into one map
         else:
             raw = [tuple(map(formulas.grad_cam, a, g or ())) for a, g, _ in evaluations]
-        return [[self._input_space(name, tensor, call) for tensor in tensors] for tensors in raw]
+        return [[self._input_space(name, tensor, passes) for tensor in tensors] for tensors in raw]
 
     def _public_maps(
         self,
         name: str,
         component: Attribution,
         kwargs: dict[str, Any],
-        call: Call,
+        passes: Passes,
         evaluations: list[LayerEvaluation],
     ) -> list[tuple[Tensor, ...]]:
         given: dict[str, Any] = {
-            "target": call.target,
-            "additional_forward_args": call.arguments,
-            "attribute_to_layer_input": call.attribute_to_layer_input,
+            "target": passes.call.target,
+            "additional_forward_args": passes.call.arguments,
+            "attribute_to_layer_input": passes.call.attribute_to_layer_input,
         }
         inner = _inner(component)
         if isinstance(inner, CAM):  # sharing a pass or not must not change what a mask shows
-            given.update({name: getattr(call, name) for name in inner.call_options})
+            given.update({option: getattr(passes.options, option) for option in inner.call_options})
         accepted = inspect.signature(inner.attribute).parameters
-        result = call.attribute_with(
+        result = passes.call.attribute_with(
             component,
             isinstance(inner, GradientAttribution),
             isinstance(component, CAM),
@@ -159,71 +178,70 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         for tensors, evaluation in zip(per_layer, evaluations, strict=True):
             count = len(evaluation.activations)
             if isinstance(tensors, tuple) and not isinstance(inner, LayerAttribution):
-                tensors = tensors[call.first_masked]
+                tensors = tensors[passes.masking.indices[0]]
             tensors = tensors if isinstance(tensors, tuple) else (tensors,) * count
             if len(tensors) != count:
                 raise ValueError(f"{name} gives {len(tensors)} maps for a layer of {count} tensors")
             maps.append(tuple(t.detach() if isinstance(t, Tensor) else t for t in tensors))
         return maps
 
-    def _input_space(self, name: str, raw: Any, call: Call) -> Tensor:
-        size = call.spatial_size
-        if not isinstance(raw, Tensor) or raw.dim() != len(size) + 2 or raw.shape[0] != call.examples:
+    def _input_space(self, name: str, raw: Any, passes: Passes) -> Tensor:
+        size = passes.spatial_size
+        if not isinstance(raw, Tensor) or raw.dim() != len(size) + 2 or raw.shape[0] != passes.examples:
             shape = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
             raise ValueError(
-                f"{name} must attribute a map of shape ({call.examples}, channels, {len(size)} spatial dimensions), "
+                f"{name} must attribute a map of shape ({passes.examples}, channels, {len(size)} spatial dimensions), "
                 f"not {shape}"
             )
-        raw = raw.to(formulas.at_least_float32(call.inputs[call.first_masked][:0]))  # some of captum's give float64
+        raw = raw.to(formulas.at_least_float32(passes.masking.first[:0]))  # some of captum's give float64
         return formulas.normalize(formulas.upsample(raw.sum(1, keepdim=True).relu(), size))
 
     # --------------------------------------------------------------------------------------------------- the union
 
     @staticmethod
-    def _finish(fused: Tensor, details: FusionDetails, call: Call) -> tuple[Tensor, FusionDetails]:
+    def _finish(fused: Tensor, details: FusionDetails, passes: Passes) -> tuple[Tensor, FusionDetails]:
         """The map in the input's dtype, and every float of the details in that of the maps."""
         maps = details.region_map.dtype
         found: list[Any] = [d.to(maps) if isinstance(d, Tensor) and d.is_floating_point() else d for d in details]
-        return fused.to(call.inputs[call.first_masked].dtype).contiguous(), FusionDetails(*found)
+        return fused.to(passes.dtype).contiguous(), FusionDetails(*found)
 
-    def _scores_under(self, maps: list[Tensor], call: Call) -> list[Tensor]:
+    def _scores_under(self, maps: list[Tensor], passes: Passes) -> list[Tensor]:
         """Score of the inputs under each of some maps, (N,) each, in as few calls of the network as can be."""
         stacked = torch.cat([m.detach() for m in maps])
-        rows = torch.arange(call.examples, device=stacked.device).repeat(len(maps))
-        scores = call.masked_scores(
+        rows = torch.arange(passes.examples, device=stacked.device).repeat(len(maps))
+        scores = passes.masked_scores(
             lambda some, size: formulas.upsample(stacked[some], size), rows, formulas.score_function(self.score_fn)
         )
         return list(scores.chunk(len(maps)))
 
     def _contribution(self, score: Tensor, baseline: Tensor) -> Tensor:
-        return formulas.contribution(score, baseline) if self.weighting == "normalized" else score - baseline
+        normalized = self.weighting == "normalized" and not self.authors_code
+        return formulas.contribution(score, baseline) if normalized else score - baseline
 
     def _stage_weights(self, first: Tensor, second: Tensor) -> Tensor:
-        if self.weighting == "normalized":
-            return formulas.contribution_weights(first, second)
         pair = torch.stack([first, second], 1)
-        if self.weighting == "raw":
-            return pair
-        total = pair.sum(1, keepdim=True) + 1e-8
-        return torch.where(total != 0, pair / torch.where(total != 0, total, 1.0), 0.0)
+        if self.authors_code:
+            total = pair.sum(1, keepdim=True) + 1e-8
+            return torch.where(total != 0, pair / torch.where(total != 0, total, 1.0), 0.0)
+        return pair if self.weighting == "raw" else formulas.contribution_weights(first, second)
 
     def _union(
-        self, gradient: Tensor, denoised: Tensor, region: Tensor, call: Call
+        self, gradient: Tensor, denoised: Tensor, region: Tensor, passes: Passes
     ) -> tuple[FusionDetails, tuple[Tensor, Tensor]]:
         """Everything up to the union, and the scores under union and region map. The last stage is the subclass's."""
         score_fn = formulas.score_function(self.score_fn)
-        baseline = call.baseline_scores(score_fn).to(denoised.device)
-        gradient_score, region_score = self._scores_under([denoised, region], call)
+        baseline = passes.baseline_scores(score_fn).to(denoised.device)
+        gradient_score, region_score = self._scores_under([denoised, region], passes)
         contributions = [self._contribution(score, baseline) for score in (gradient_score, region_score)]
         weights = self._stage_weights(*contributions)
         union = formulas.normalize(torch.add(*formulas.weigh((denoised, region), weights)))
-        (union_score,) = self._scores_under([union], call)
+        (union_score,) = self._scores_under([union], passes)
         details = FusionDetails(
             gradient_map=gradient,
             denoised_map=denoised,
             region_map=region,
             union_map=union,
-            score=call.clean_scores(score_fn).to(denoised.device),
+            score=passes.clean_scores(score_fn).to(denoised.device),
             baseline_score=baseline,
             gradient_contribution=contributions[0],
             region_contribution=contributions[1],
@@ -233,19 +251,20 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         )
         return details, (union_score, region_score)
 
-    def _fuse(self, call: Call, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
+    def _fuse(self, passes: Passes, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
         raise NotImplementedError
 
-    def _maps(self, call: Call, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
-        return [tuple(attribution for attribution, _ in fused) for fused in self._fuse(call, evaluations)]
+    def _maps(self, passes: Passes, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
+        return [tuple(attribution for attribution, _ in fused) for fused in self._fuse(passes, evaluations)]
 
-    def _with_details(self, fused: list[_Fused], return_details: bool) -> Any:
+    def _with_details(self, fused: list[_Fused], return_details: bool) -> Attributions | DetailedAttributions:
         results = []
         for tensors in fused:
             attribution = format_result(tuple(m for m, _ in tensors))
             details = format_result(tuple(d for _, d in tensors))
             results.append((attribution, details) if return_details else attribution)
-        return self._per_layer(results)
+        result: Attributions | DetailedAttributions = self._per_layer(results)
+        return result
 
 
 class LayerFusionCAM(_Fusion):
@@ -261,10 +280,10 @@ class LayerFusionCAM(_Fusion):
        result is ``N(s max(P, Q) + (1 - s) (P + Q) / 2)``.
 
     ``weighting="normalized"`` counts negative contributions as 0 and lets the weights of both stages sum to 1 (equal
-    where both contributions vanish). ``"raw"`` takes contributions as weights as they are, and ``"official"``
-    reproduces the authors' published code, which normalises signed contributions and mixes scales in the second
-    stage; both can turn a map upside down when a contribution is negative. Only the weights are theirs: components,
-    threshold and normalisation stay as above.
+    where both contributions vanish). ``"raw"`` uses the contributions themselves as weights.
+    ``authors_code=True`` reproduces the weights of the authors' published code, which normalises signed contributions
+    and mixes scales in the second stage. With either, a negative contribution can invert the map. Components, threshold
+    and normalisation stay as above.
 
     Any captum attribution can be either component. Components of this package on the same layer and function, and
     captum's ``LayerGradCam``, share one layer pass. Cost with the default components, for each example: one forward
@@ -283,6 +302,10 @@ class LayerFusionCAM(_Fusion):
         (torch.Size([1, 1, 96, 96]), 0.0, 1.0)
     """
 
+    info = MethodInfo(
+        "fusion-cam", "fusion", "K + 5, 1 b", "Dekdegue et al., 2026", "https://arxiv.org/abs/2603.05386", space="input"
+    )
+
     @documented
     def __init__(
         self,
@@ -294,36 +317,72 @@ class LayerFusionCAM(_Fusion):
         *,
         theta: float = 10.0,
         weighting: str = "normalized",
+        authors_code: bool = False,
         score_fn: str | ScoreFn = "softmax",
         reshape: Reshape | None = None,
     ) -> None:
-        """Name the network, the layer, the components and how they are weighted.
-
-        Args:
-            {constructor_args}
-            gradient_method (Attribution, optional): The gradient component: any captum attribution.
-                Default: None (``LayerGradCam`` on the same layer)
-            region_method (Attribution, optional): The region component: any captum attribution.
-                Default: None (:class:`LayerScoreCAM` on the same layer)
-            theta (float, optional): Percentile of the gradient map below which it is set to 0.
-                Default: 10.0
-            weighting (str, optional): ``"normalized"``, ``"raw"`` or ``"official"``.
-                Default: ``"normalized"``
-            score_fn (str or callable, optional): Scores that contributions are measured in: ``"softmax"``,
-                ``"sigmoid"``, ``"identity"`` or a function of the raw output, along dimension 1, before the target
-                is selected. An output of shape (N,) is the score itself. Gradients always use the raw output.
-                Default: ``"softmax"``
-            {reshape_arg}
+        """Args:
+        {constructor_args}
+        gradient_method (Attribution, optional): The gradient component: any captum attribution.
+            Default: None (``LayerGradCam`` on the same layer)
+        region_method (Attribution, optional): The region component: any captum attribution.
+            Default: None (:class:`LayerScoreCAM` on the same layer)
+        theta (float, optional): Percentile of the gradient map below which it is set to 0.
+            Default: 10.0
+        weighting (str, optional): ``"normalized"`` or ``"raw"``.
+            Default: ``"normalized"``
+        {authors_code}
+        score_fn (str or callable, optional): Scores that contributions are measured in: ``"softmax"``,
+            ``"sigmoid"``, ``"identity"`` or a function of the raw output, along dimension 1, before the target
+            is selected. An output of shape (N,) is the score itself. Gradients always use the raw output.
+            Default: ``"softmax"``
+        {reshape_arg}
         """
         _Fusion.__init__(self, forward_func, layer, device_ids, reshape=reshape)
-        self._set_options(theta, weighting, score_fn)
+        self._set_options(theta, weighting, authors_code, score_fn)
         self.gradient_method = _component("gradient_method", gradient_method, LayerGradCam, self)
         self.region_method = _component("region_method", region_method, LayerScoreCAM, self)
 
     @property
-    def uses_gradients(self) -> bool:
+    def uses_gradients(self) -> bool:  # type: ignore[override]
         """Whether a component that shares the layer pass needs its gradients."""
         return any(self._shares_gradients(component, None) for component in (self.gradient_method, self.region_method))
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        baselines: Baselines = 0,
+        mask_inputs: Sequence[int] | None = None,
+        gradient_kwargs: dict[str, Any] | None = None,
+        region_kwargs: dict[str, Any] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+        return_details: Literal[False] = False,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Attributions: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        baselines: Baselines = 0,
+        mask_inputs: Sequence[int] | None = None,
+        gradient_kwargs: dict[str, Any] | None = None,
+        region_kwargs: dict[str, Any] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+        return_details: Literal[True],
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> DetailedAttributions: ...
 
     @log_usage()
     @documented
@@ -342,7 +401,7 @@ class LayerFusionCAM(_Fusion):
         show_progress: bool = False,
         return_details: bool = False,
         grad_kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    ) -> Attributions | DetailedAttributions:
         """Explain a batch.
 
         Args:
@@ -383,8 +442,8 @@ class LayerFusionCAM(_Fusion):
             tensor([1., 1.])
         """
         fused = self._explain(
-            lambda call, evaluations: self._fuse(
-                call, evaluations, gradient_kwargs=gradient_kwargs, region_kwargs=region_kwargs
+            lambda passes, evaluations: self._fuse(
+                passes, evaluations, gradient_kwargs=gradient_kwargs, region_kwargs=region_kwargs
             ),
             inputs,
             target,
@@ -400,26 +459,26 @@ class LayerFusionCAM(_Fusion):
         )
         return self._with_details(fused, return_details)
 
-    def _fuse(self, call: Call, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
+    def _fuse(self, passes: Passes, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
         gradients = self._component_maps(
-            "gradient_method", self.gradient_method, kwargs.get("gradient_kwargs"), call, evaluations
+            "gradient_method", self.gradient_method, kwargs.get("gradient_kwargs"), passes, evaluations
         )
         regions = self._component_maps(
-            "region_method", self.region_method, kwargs.get("region_kwargs"), call, evaluations
+            "region_method", self.region_method, kwargs.get("region_kwargs"), passes, evaluations
         )
         return [
-            [self._fuse_pair(gradient, region, call) for gradient, region in zip(*pair, strict=True)]
+            [self._fuse_pair(gradient, region, passes) for gradient, region in zip(*pair, strict=True)]
             for pair in zip(gradients, regions, strict=True)
         ]
 
-    def _fuse_pair(self, gradient: Tensor, region: Tensor, call: Call) -> tuple[Tensor, FusionDetails]:
-        details, _ = self._union(gradient, formulas.denoise(gradient, self.theta), region, call)
+    def _fuse_pair(self, gradient: Tensor, region: Tensor, passes: Passes) -> tuple[Tensor, FusionDetails]:
+        details, _ = self._union(gradient, formulas.denoise(gradient, self.theta), region, passes)
         # The published code normalises the union's contribution against the region's weight of the first stage.
-        rival = details.union_weights[:, 1] if self.weighting == "official" else details.region_contribution
+        rival = details.union_weights[:, 1] if self.authors_code else details.region_contribution
         weights = self._stage_weights(details.union_contribution, rival)
         fused, similarity = formulas.similarity_fusion(*formulas.weigh((details.union_map, region), weights))
         details = details._replace(fusion_weights=weights, similarity_map=similarity)
-        return self._finish(formulas.normalize(fused), details, call)
+        return self._finish(formulas.normalize(fused), details, passes)
 
 
 class LayerUnionCAM(_Fusion):
@@ -436,8 +495,8 @@ class LayerUnionCAM(_Fusion):
     5. the result is ``L_DR`` where ``b_DR > b_Reg``, else ``L_Reg`` (eq. 8), for each example by itself.
 
     ``weighting="normalized"`` counts negative contributions as 0 (equal weights where both vanish); ``"raw"`` is eq. 6
-    to the letter; ``"official"`` reproduces the weights of the Fusion-CAM authors' code, which also multiplies the
-    selected map by its contribution, so that a negative one turns it upside down.
+    to the letter. ``authors_code=True`` reproduces the weights of the Fusion-CAM authors' code (the authors of UnionCAM
+    published none), which also multiplies the selected map by its contribution, so that a negative one inverts it.
 
     The denoising is usually inert: for a network that ends in global pooling a channel's gradient is constant over
     space and nothing lies below its percentile. For such networks ``alpha="count"`` is recommended, because the
@@ -459,6 +518,15 @@ class LayerUnionCAM(_Fusion):
         (torch.Size([1, 1, 96, 96]), torch.Size([1]))
     """
 
+    info = MethodInfo(
+        "union-cam",
+        "fusion",
+        "K + 5, 1 b",
+        "Hu et al., Front. Neurorobot. 2024",
+        "https://doi.org/10.3389/fnbot.2024.1490198",
+        space="input",
+    )
+
     @documented
     def __init__(
         self,
@@ -470,37 +538,68 @@ class LayerUnionCAM(_Fusion):
         theta: float = 10.0,
         alpha: str = "sum",
         weighting: str = "normalized",
+        authors_code: bool = False,
         score_fn: str | ScoreFn = "softmax",
         reshape: Reshape | None = None,
     ) -> None:
-        """Name the network, the layer, the region component and how it is weighted.
-
-        Args:
-            {constructor_args}
-            region_method (Attribution, optional): The region component: any captum attribution. The gradient
-                component is UnionCAM's own.
-                Default: None (:class:`LayerScoreCAM` on the same layer)
-            theta (float, optional): Percentile of each channel's gradients below which they are set to 0.
-                Default: 10.0
-            alpha (str, optional): The reading of eq. 3, ``"sum"`` or ``"count"``.
-                Default: ``"sum"``
-            weighting (str, optional): ``"normalized"``, ``"raw"`` or ``"official"``.
-                Default: ``"normalized"``
-            score_fn (str or callable, optional): Scores that contributions are measured in: ``"softmax"``,
-                ``"sigmoid"``, ``"identity"`` or a function of the raw output, along dimension 1, before the target
-                is selected. An output of shape (N,) is the score itself. Gradients always use the raw output.
-                Default: ``"softmax"``
-            {reshape_arg}
+        """Args:
+        {constructor_args}
+        region_method (Attribution, optional): The region component: any captum attribution. The gradient
+            component is UnionCAM's own.
+            Default: None (:class:`LayerScoreCAM` on the same layer)
+        theta (float, optional): Percentile of each channel's gradients below which they are set to 0.
+            Default: 10.0
+        alpha (str, optional): The reading of eq. 3, ``"sum"`` or ``"count"``.
+            Default: ``"sum"``
+        weighting (str, optional): ``"normalized"`` or ``"raw"``.
+            Default: ``"normalized"``
+        {authors_code}
+        score_fn (str or callable, optional): Scores that contributions are measured in: ``"softmax"``,
+            ``"sigmoid"``, ``"identity"`` or a function of the raw output, along dimension 1, before the target
+            is selected. An output of shape (N,) is the score itself. Gradients always use the raw output.
+            Default: ``"softmax"``
+        {reshape_arg}
         """
         _Fusion.__init__(self, forward_func, layer, device_ids, reshape=reshape)
-        self._set_options(theta, weighting, score_fn)
+        self._set_options(theta, weighting, authors_code, score_fn)
         self.alpha = choice("alpha", alpha, ("sum", "count"))
         self.region_method = _component("region_method", region_method, LayerScoreCAM, self)
 
-    @property
-    def uses_gradients(self) -> bool:
-        """True: the gradient component is part of the method."""
-        return True
+    uses_gradients = True
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        baselines: Baselines = 0,
+        mask_inputs: Sequence[int] | None = None,
+        region_kwargs: dict[str, Any] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+        return_details: Literal[False] = False,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Attributions: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        baselines: Baselines = 0,
+        mask_inputs: Sequence[int] | None = None,
+        region_kwargs: dict[str, Any] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+        return_details: Literal[True],
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> DetailedAttributions: ...
 
     @log_usage()
     @documented
@@ -518,7 +617,7 @@ class LayerUnionCAM(_Fusion):
         show_progress: bool = False,
         return_details: bool = False,
         grad_kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    ) -> Attributions | DetailedAttributions:
         """Explain a batch.
 
         Args:
@@ -549,7 +648,7 @@ class LayerUnionCAM(_Fusion):
             torch.Size([2, 1, 8, 8])
         """
         fused = self._explain(
-            lambda call, evaluations: self._fuse(call, evaluations, region_kwargs=region_kwargs),
+            lambda passes, evaluations: self._fuse(passes, evaluations, region_kwargs=region_kwargs),
             inputs,
             target,
             additional_forward_args,
@@ -564,36 +663,36 @@ class LayerUnionCAM(_Fusion):
 
     def _stage_weights(self, first: Tensor, second: Tensor) -> Tensor:
         # Eq. 6 has plain contributions as weights, and so has the published code.
-        if self.weighting == "official":
+        if self.authors_code:
             return torch.stack([first, second], 1)
         return super()._stage_weights(first, second)
 
-    def _fuse(self, call: Call, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
+    def _fuse(self, passes: Passes, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
         regions = self._component_maps(
-            "region_method", self.region_method, kwargs.get("region_kwargs"), call, evaluations
+            "region_method", self.region_method, kwargs.get("region_kwargs"), passes, evaluations
         )
         return [
             [
-                self._select(formulas.union_gradient_map(tensor, gradient, self.theta, self.alpha), region, call)
+                self._select(formulas.union_gradient_map(tensor, gradient, self.theta, self.alpha), region, passes)
                 for tensor, gradient, region in zip(activations, gradients or (), maps, strict=True)
             ]
             for (activations, gradients, _), maps in zip(evaluations, regions, strict=True)
         ]
 
-    def _select(self, gradient: Tensor, region: Tensor, call: Call) -> tuple[Tensor, FusionDetails]:
-        gradient = self._input_space("layer", gradient, call)
-        details, scores = self._union(gradient, gradient, region, call)
+    def _select(self, gradient: Tensor, region: Tensor, passes: Passes) -> tuple[Tensor, FusionDetails]:
+        gradient = self._input_space("layer", gradient, passes)
+        details, scores = self._union(gradient, gradient, region, passes)
         selected = self._contribution(*scores) > 0
         details = details._replace(selected=selected, fusion_weights=torch.stack([selected, ~selected], 1).to(region))
         shape = (-1, *[1] * (region.dim() - 1))
         result = torch.where(selected.reshape(shape), details.union_map, region)
-        if self.weighting == "official":
+        if self.authors_code:
             winner = torch.where(selected, details.union_contribution, details.region_contribution)
             result = formulas.normalize(winner.to(result).reshape(shape) * result)
-        return self._finish(result, details, call)
+        return self._finish(result, details, passes)
 
 
-class GuidedFusionCAM(GradientAttribution):
+class GuidedFusionCAM(GradientAttribution, SeveralTargets):
     """Guided Fusion-CAM: guided backpropagation, times a fused map: which fine detail of the highlighted region counts.
 
     The attribution is ``GuidedBackprop * Up(ReLU(map))``, as captum's ``GuidedGradCam`` does it with Grad-CAM, in the
@@ -612,37 +711,46 @@ class GuidedFusionCAM(GradientAttribution):
         torch.Size([1, 3, 96, 96])
     """
 
+    info = MethodInfo(
+        "guided-fusion-cam",
+        "fusion",
+        "K + 6, 2 b",
+        "after Selvaraju et al., ICCV 2017",
+        "https://arxiv.org/abs/1610.02391",
+        signed=True,
+        space="input",
+    )
+
     @documented
     def __init__(
         self,
         model: nn.Module,
         layer: nn.Module,
         device_ids: list[int] | None = None,
-        method: LayerAttribution | None = None,
+        layer_method: LayerAttribution | None = None,
         *,
         score_fn: str | ScoreFn = "softmax",
     ) -> None:
-        """Name the network, the layer and the map.
-
-        Args:
-            model (Module): The network; guided backpropagation needs one whose ReLUs are modules.
-            layer (Module): Where to explain, usually the last convolutional stage.
-            device_ids (list of int, optional): The order of devices.
-                Default: None
-            method (LayerAttribution, optional): The map, any attribution to that layer.
-                Default: None (:class:`LayerFusionCAM` on ``layer``)
-            {score_fn}
-                It is the default map's.
-                Default: ``"softmax"``
+        """Args:
+        model (Module): The network; guided backpropagation needs one whose ReLUs are modules.
+        layer (Module): Where to explain, usually the last convolutional stage.
+        device_ids (list of int, optional): The order of devices.
+            Default: None
+        layer_method (LayerAttribution, optional): The map, any attribution to that layer.
+            Default: None (:class:`LayerFusionCAM` on ``layer``)
+        {score_fn}
+            It is the default map's.
+            Default: ``"softmax"``
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         GradientAttribution.__init__(self, model)
-        self.method = LayerFusionCAM(model, layer, device_ids, score_fn=score_fn) if method is None else method
-        if not isinstance(self.method, LayerAttribution):
-            raise TypeError(f"method must be a layer attribution, not {method!r:.80}")
-        if self.method.layer is not layer:
-            raise ValueError("layer must be the layer of the given method")
+        default = LayerFusionCAM(model, layer, device_ids, score_fn=score_fn)
+        self.layer_method = default if layer_method is None else layer_method
+        if not isinstance(self.layer_method, LayerAttribution):
+            raise TypeError(f"layer_method must be a layer attribution, not {layer_method!r:.80}")
+        if self.layer_method.layer is not layer:
+            raise ValueError("layer must be the layer of layer_method")
         self.guided_backprop = GuidedBackprop(model)
 
     @classmethod
@@ -658,8 +766,8 @@ class GuidedFusionCAM(GradientAttribution):
         additional_forward_args: Any = None,
         attribute_to_layer_input: bool = False,
         *,
-        method_kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        layer_kwargs: dict[str, Any] | None = None,
+    ) -> Attributions:
         """Explain a batch.
 
         Args:
@@ -670,7 +778,7 @@ class GuidedFusionCAM(GradientAttribution):
                 Default: None
             attribute_to_layer_input (bool, optional): Explain at the layer's input instead of its output.
                 Default: False
-            method_kwargs (dict, optional): Further arguments of the map's ``attribute``.
+            layer_kwargs (dict, optional): Further arguments of ``layer_method.attribute``.
                 Default: None
 
         Returns:
@@ -689,22 +797,22 @@ class GuidedFusionCAM(GradientAttribution):
             >>> guided.attribute(torch.rand(2, 3, 8, 8), target=[3, 7]).shape
             torch.Size([2, 3, 8, 8])
         """
-        call = Call(self.forward_func, inputs, target, additional_forward_args, attribute_to_layer_input)
+        call = Call.checked(self.forward_func, inputs, target, additional_forward_args, attribute_to_layer_input)
         if not all(x.is_floating_point() for x in call.inputs):
             raise ValueError(
                 "inputs must be floating point to be differentiated; hand others on as additional_forward_args"
             )
         shared: dict[str, Any] = {"target": call.target, "additional_forward_args": call.arguments}
         maps = call.attribute_with(
-            self.method,
-            isinstance(_inner(self.method), GradientAttribution),
-            isinstance(self.method, CAM),
-            **{"attribute_to_layer_input": attribute_to_layer_input, **shared, **(method_kwargs or {})},
+            self.layer_method,
+            isinstance(_inner(self.layer_method), GradientAttribution),
+            isinstance(self.layer_method, CAM),
+            **{"attribute_to_layer_input": attribute_to_layer_input, **shared, **(layer_kwargs or {})},
         )
         if not isinstance(maps, Tensor):
             raise ValueError(
-                f"method must attribute one tensor, not a {type(maps).__name__}: to one layer that returns one tensor, "
-                "without further results"
+                f"layer_method must attribute one tensor, not a {type(maps).__name__}: to one layer that returns one "
+                "tensor, without further results"
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Setting backward hooks")  # they are removed again

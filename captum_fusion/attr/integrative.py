@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from captum.attr import GradientAttribution
 from torch import Tensor, nn
 
 from captum_fusion import functional as formulas
-from captum_fusion._captum import Call, Layer, LayerEvaluation, Reshape, Target, log_usage
-from captum_fusion.attr._base import CAM, choice, count, documented, positive
+from captum_fusion._arguments import choice, count, positive, share
+from captum_fusion._captum import log_usage
+from captum_fusion._passes.layer_pass import LayerEvaluation
+from captum_fusion._passes.passes import Passes
+from captum_fusion._types import Layer, Reshape, Target
+from captum_fusion.attr._bases import (
+    CAM,
+)
+from captum_fusion.attr._docs import documented
+from captum_fusion.attr._info import MethodInfo
+
+__all__ = ["IntegrativeDetails", "LayerIntegrativeCAM"]
 
 _BIASES = ("residual", "layer", "fullgrad", "none")
 _LAYER_WEIGHTINGS = ("mean", "product", "uniform")
@@ -69,6 +79,16 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
         torch.Size([1, 1, 96, 96])
     """
 
+    info = MethodInfo(
+        "integrative-cam",
+        "fusion",
+        "1, 1 b",
+        "Singh et al., 2024",
+        "https://arxiv.org/abs/2412.01354",
+        space="input",
+        fuses_layers=True,
+    )
+
     @documented
     def __init__(
         self,
@@ -85,33 +105,31 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
         softmax_classes: int = 10,
         reshape: Reshape | None = None,
     ) -> None:
-        """Name the network, the layers and how they are fused.
-
-        Args:
-            {constructor_args}
-                Here they give one map; take the last layer of each resolution stage, for example.
-            phi (str or callable, optional): The smooth function of the score: ``"exp"``, ``"softplus"``,
-                ``"sigmoid"``, ``"square"``, ``"identity"`` (every alpha is 1/2), ``"softmax"`` over the classes,
-                or any function from scores (N,) to (N,) that autograd can differentiate three times.
-                Default: ``"exp"``
-            normalize_alpha (bool, optional): Let the alphas sum to 1 over a channel's positive gradients.
-                Default: True
-            bias (str, optional): ``"residual"``; ``"layer"``, the bias of the layer's last convolution or batch norm
-                weighted as its channels are; ``"fullgrad"``, the same weighted by the gradients at each position; or
-                ``"none"``.
-                Default: ``"residual"``
-            layer_weighting (str, optional): ``"mean"`` of the shares of gradient and activation, their normalised
-                ``"product"``, or ``"uniform"``.
-                Default: ``"mean"``
-            balance (float, optional): What the gradient's share counts in the mean, 0 to 1.
-                Default: 0.5
-            redundancy_threshold (float or None, optional): The mean absolute difference of two layers' normalised
-                maps below which the lesser of them is left out. None keeps all.
-                Default: None
-            softmax_classes (int, optional): How many of the most probable classes, the target among them,
-                ``phi="softmax"`` runs over.
-                Default: 10
-            {reshape_arg}
+        """Args:
+        {constructor_args}
+            Here they give one map; take the last layer of each resolution stage, for example.
+        phi (str or callable, optional): The smooth function of the score: ``"exp"``, ``"softplus"``,
+            ``"sigmoid"``, ``"square"``, ``"identity"`` (every alpha is 1/2), ``"softmax"`` over the classes,
+            or any function from scores (N,) to (N,) that autograd can differentiate three times.
+            Default: ``"exp"``
+        normalize_alpha (bool, optional): Let the alphas sum to 1 over a channel's positive gradients.
+            Default: True
+        bias (str, optional): ``"residual"``; ``"layer"``, the bias of the layer's last convolution or batch norm
+            weighted as its channels are; ``"fullgrad"``, the same weighted by the gradients at each position; or
+            ``"none"``.
+            Default: ``"residual"``
+        layer_weighting (str, optional): ``"mean"`` of the shares of gradient and activation, their normalised
+            ``"product"``, or ``"uniform"``.
+            Default: ``"mean"``
+        balance (float, optional): What the gradient's share counts in the mean, 0 to 1.
+            Default: 0.5
+        redundancy_threshold (float or None, optional): The mean absolute difference of two layers' normalised
+            maps below which the lesser of them is left out. None keeps all.
+            Default: None
+        softmax_classes (int, optional): How many of the most probable classes, the target among them,
+            ``phi="softmax"`` runs over.
+            Default: 10
+        {reshape_arg}
         """
         CAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         if isinstance(phi, str):
@@ -121,17 +139,36 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
         self.phi, self.normalize_alpha = phi, normalize_alpha
         self.bias = choice("bias", bias, _BIASES)
         self.layer_weighting = choice("layer_weighting", layer_weighting, _LAYER_WEIGHTINGS)
-        self.balance = positive("balance", balance, or_zero=True)
-        if self.balance > 1:
-            raise ValueError(f"balance must be at most 1, not {balance!r}")
+        self.balance = share("balance", balance)
         threshold = redundancy_threshold
         self.redundancy_threshold = None if threshold is None else positive("redundancy_threshold", threshold)
         self.softmax_classes = count("softmax_classes", softmax_classes, 2)
 
-    @property
-    def uses_gradients(self) -> bool:
-        """True: the formula is one of activations and gradients."""
-        return True
+    uses_gradients = True
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        return_details: Literal[False] = False,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        return_details: Literal[True],
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[Tensor, IntegrativeDetails]: ...
 
     @log_usage()
     @documented
@@ -144,7 +181,7 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
         *,
         return_details: bool = False,
         grad_kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, IntegrativeDetails]:
         """Explain a batch.
 
         Args:
@@ -170,8 +207,8 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
             >>> attribution.shape, details.layer_weights.shape
             (torch.Size([2, 1, 8, 8]), torch.Size([2, 2]))
         """
-        (fused,) = self._explain(
-            lambda call, evaluations: [self._fuse(call, evaluations)],
+        fused = self._explain(
+            lambda passes, evaluations: self._fuse(passes, evaluations),
             inputs,
             target,
             additional_forward_args,
@@ -180,19 +217,19 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
         )
         return fused if return_details else fused[0]
 
-    def _maps(self, call: Call, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
-        return [(self._fuse(call, evaluations)[0],)]
+    def _maps(self, passes: Passes, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
+        return [(self._fuse(passes, evaluations)[0],)]
 
-    def _fuse(self, call: Call, evaluations: list[LayerEvaluation]) -> tuple[Tensor, IntegrativeDetails]:
-        score = call.clean_scores(formulas.score_function("identity"))
-        others = self._class_gradients(call, evaluations) if self.phi == "softmax" else None
-        device = call.inputs[call.first_masked].device
+    def _fuse(self, passes: Passes, evaluations: list[LayerEvaluation]) -> tuple[Tensor, IntegrativeDetails]:
+        score = passes.clean_scores(formulas.score_function("identity"))
+        others = self._class_gradients(passes, evaluations) if self.phi == "softmax" else None
+        device = passes.device
         maps, gradient_scores, activation_scores, clipped = [], [], [], []
-        for number, (module, each) in enumerate(zip(self._layers, evaluations, strict=True)):
+        for number, (module, each) in enumerate(zip(self.layers, evaluations, strict=True)):
             for index, (activations, gradients) in enumerate(zip(each.activations, each.gradients or (), strict=True)):
                 classes = None if others is None else (others[0], others[1][number][index])
                 raw, cut = self._layer_map(module, activations, gradients, score, classes)
-                raised = formulas.upsample(raw.relu(), call.spatial_size)
+                raised = formulas.upsample(raw.relu(), passes.spatial_size)
                 maps.append(formulas.normalize(raised.to(formulas.at_least_float32(activations))).to(device))
                 gradient_scores.append(formulas.at_least_float32(gradients).abs().flatten(1).mean(1).to(device))
                 activation_scores.append(formulas.at_least_float32(activations).abs().flatten(1).mean(1).to(device))
@@ -206,7 +243,7 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
         shape = (*weights.shape, *[1] * (stacked.dim() - 2))
         fused = formulas.normalize((weights.to(stacked).reshape(shape) * stacked).sum(1, keepdim=True))
         details = IntegrativeDetails(stacked, weights, kept, torch.stack(clipped, 1))
-        return fused.to(call.inputs[call.first_masked].dtype).contiguous(), details
+        return fused.to(passes.dtype).contiguous(), details
 
     def _layer_map(
         self,
@@ -238,20 +275,20 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
             summed = summed + (bias * factor).sum(1, keepdim=True)
         return summed, cut
 
-    def _class_gradients(self, call: Call, evaluations: list[LayerEvaluation]) -> tuple[Tensor, list[list[Tensor]]]:
+    def _class_gradients(self, passes: Passes, evaluations: list[LayerEvaluation]) -> tuple[Tensor, list[list[Tensor]]]:
         """Probabilities (N, m) of the target and the likeliest other classes, and their gradients (m, N, K, ...)."""
-        output = formulas.precise(call.output)
+        output = formulas.precise(passes.output)
         if output.dim() != 2 or output.shape[1] < 2:
             raise ValueError(f'phi="softmax" needs an output of shape (N, classes), not {tuple(output.shape)}')
         number = min(self.softmax_classes, output.shape[1])
-        chosen = call.select(torch.arange(output.shape[1], device=output.device).expand(output.shape))[:, None]
+        chosen = passes.select(torch.arange(output.shape[1], device=output.device).expand(output.shape))[:, None]
         others = output.scatter(1, chosen, -torch.inf).topk(number - 1, dim=1).indices
         classes = torch.cat([chosen, others], 1)
         found = [[formulas.precise(a).new_zeros(number, *a.shape) for a in each.activations] for each in evaluations]
-        for examples, copies, passes in call.perturbed_passes(
-            self.layer, self.device_ids, lambda index, x, base, which: x, number, targets=classes.T
+        for examples, copies, perturbed in passes.perturbed(
+            self.layers, self.device_ids, lambda index, x, base, which: x, number, targets=classes.T
         ):
-            for into, evaluation in zip(found, passes, strict=True):
+            for into, evaluation in zip(found, perturbed, strict=True):
                 for tensor, gradients in zip(into, evaluation.gradients or (), strict=True):
                     tensor[copies.to(tensor.device), examples.to(tensor.device)] = gradients.to(tensor)
         return output.gather(1, classes).softmax(1), found

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captum_fusion import functional, layers, models, shared_work
-from captum_fusion._captum import Spared
+from captum_fusion import SavedWork, functional, layers, models, shared_work
 from captum_fusion.evaluation import measures, methods, store
 from captum_fusion.evaluation.data import Class, Example
 from captum_fusion.evaluation.fingerprints import fingerprint_of
@@ -201,7 +200,7 @@ class Network:
         drawn: dict[str, Tensor] = {}
         rivals: dict[Any, float] = {}
         any_win = any(self.work.is_win(metric) for _, metric in missing)
-        with shared_work() if self.work.share else contextlib.nullcontext(Spared()) as spared:
+        with shared_work() if self.work.share else contextlib.nullcontext(SavedWork()) as spared:
             for label, explain in self.methods.items():
                 mine = [metric for metric in self.work.columns if (label, metric) in missing]
                 is_reference = label == self.work.reference
@@ -252,10 +251,10 @@ class Network:
             self._say(text)
 
     def _explain(
-        self, explain: methods.Explain, inputs: Tensor, target: int, spared: Spared
+        self, explain: methods.Explain, inputs: Tensor, target: int, spared: SavedWork
     ) -> tuple[Tensor, dict[str, float]]:
         """A map, and what it would have cost alone."""
-        before = Spared(spared.rows, spared.backward_rows, spared.seconds)
+        before = SavedWork(spared.forward_samples, spared.backward_samples, spared.seconds)
         _synchronize(inputs)
         start = time.perf_counter()
         with self._counter as counter:
@@ -263,8 +262,8 @@ class Network:
         _synchronize(inputs)
         seconds = time.perf_counter() - start
         costs = {
-            "rows": counter.rows + spared.rows - before.rows,
-            "backward_rows": counter.backward_rows + spared.backward_rows - before.backward_rows,
+            "rows": counter.rows + spared.forward_samples - before.forward_samples,
+            "backward_rows": counter.backward_rows + spared.backward_samples - before.backward_samples,
             "seconds": seconds + spared.seconds - before.seconds,
         }
         if attributions.dim() != inputs.dim() or attributions.shape[0] != 1 or not attributions.numel():

@@ -19,6 +19,9 @@ References:
 """
 
 from captum_fusion.functional.channels import (
+    GROUPINGS,
+    channel_pairs,
+    channel_table,
     chunk_channels,
     cluster_channels,
     group_maps,
@@ -71,11 +74,14 @@ from captum_fusion.functional.super_resolution import affine_grids, coarsening, 
 
 __all__ = [
     "FLOOR",
+    "GROUPINGS",
     "SCORE_FLOOR",
     "SMOOTH_FUNCTIONS",
     "ScoreFn",
     "affine_grids",
     "at_least_float32",
+    "channel_pairs",
+    "channel_table",
     "chunk_channels",
     "cluster_channels",
     "coarsening",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,47 @@ def live_channels(activations: Tensor) -> Tensor:
     """
     flat = at_least_float32(activations).flatten(2)
     return varies(flat.amin(2), flat.amax(2))
+
+
+def channel_pairs(live: Tensor) -> tuple[Tensor, Tensor]:
+    """Example and channel of every live channel: the first of all examples, then the second, and so on.
+
+    Args:
+        live (Tensor): bool, of shape (N, K).
+
+    Returns:
+        tuple[Tensor, Tensor]: Examples and channels, int64, of shape (P,) each.
+
+    Examples::
+
+        >>> channel_pairs(torch.tensor([[True, False, True], [False, True, True]]))
+        (tensor([0, 1, 0, 1]), tensor([0, 1, 2, 2]))
+    """
+    examples, channels = live.nonzero(as_tuple=True)
+    rank = (live.cumsum(1) - 1)[examples, channels]
+    order = rank.argsort(stable=True)
+    return examples[order], channels[order]
+
+
+def channel_table(live: Tensor, examples: Tensor, channels: Tensor, values: Tensor) -> Tensor:
+    """Values of (example, channel) pairs as a table, 0 for all other channels.
+
+    Args:
+        live (Tensor): bool, of shape (N, K).
+        examples (Tensor): int64, of shape (P,).
+        channels (Tensor): int64, of shape (P,).
+        values (Tensor): Of shape (P,).
+
+    Returns:
+        Tensor: Of shape (N, K), in the dtype of ``values``.
+
+    Examples::
+
+        >>> channel_table(torch.ones(2, 2).bool(), torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([5.0, 7.0]))
+        tensor([[0., 5.],
+                [7., 0.]])
+    """
+    return values.new_zeros(live.shape).index_put((examples, channels), values)
 
 
 def weighted_activations(activations: Tensor, weights: Tensor) -> Tensor:
@@ -155,6 +197,10 @@ def cluster_channels(activations: Tensor, groups: int, iterations: int = 20) -> 
     return labels
 
 
+#: The ways of grouping channels, by name.
+GROUPINGS: dict[str, Callable[[Tensor, int], Tensor]] = {"chunks": chunk_channels, "clusters": cluster_channels}
+
+
 def members(labels: Tensor, groups: int, of: Tensor | None = None) -> Tensor:
     """Which channels belong to each group.
 
@@ -254,7 +300,7 @@ def principal_component(activations: Tensor, center: bool = False) -> Tensor:
     return torch.where(downward, -flat, flat).reshape(maps.shape)
 
 
-def principal_components(activations: Tensor, number: int, center: bool) -> Tensor:
+def principal_components(activations: Tensor, number: int, center: bool = True) -> Tensor:
     """The positions of the activations in the directions of their first singular vectors.
 
     A singular vector has no sign of its own; each map's largest value by magnitude is made positive.

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from captum_fusion import functional as formulas
-from captum_fusion._captum import Baselines, Call
-from captum_fusion.attr._base import F, fill_docstring
+from captum_fusion._docstrings import F, fill_docstring
+from captum_fusion._passes.masking import Masking, MaskingOptions, checked_inputs, usable
+from captum_fusion._passes.modes import grad_mode
+from captum_fusion._passes.passes import Passes
+from captum_fusion._types import Baselines
 
 Tensors = Tensor | tuple[Tensor, ...]
 
@@ -36,17 +39,17 @@ def channel_sum(attributions: Tensor) -> Tensor:
     return formulas.at_least_float32(attributions.detach()).sum(1, keepdim=True)
 
 
-def input_maps(attributions: Tensor, call: Call, name: str = "attributions") -> Tensor:
+def input_maps(attributions: Tensor, masked: Masking | Passes, name: str = "attributions") -> Tensor:
     """Attributions as (N, 1, *input spatial), signed as they are; ``name`` is what an error calls them."""
-    size = call.spatial_size
+    size = masked.spatial_size
     shape = tuple(attributions.shape) if isinstance(attributions, Tensor) else type(attributions).__name__
     if (
         not isinstance(attributions, Tensor)
         or attributions.dim() != len(size) + 2
-        or len(attributions) != call.examples
+        or len(attributions) != masked.examples
     ):
         raise ValueError(
-            f"{name} must be of shape ({call.examples}, channels, {len(size)} spatial dimensions), not {shape}"
+            f"{name} must be of shape ({masked.examples}, channels, {len(size)} spatial dimensions), not {shape}"
         )
     return formulas.upsample(channel_sum(attributions), size)
 
@@ -63,10 +66,10 @@ def as_masks(maps: Tensor, normalize: bool) -> Tensor:
     return maps
 
 
-def scores_under(maps: Tensor, call: Call, score_fn: formulas.ScoreFn) -> Tensor:
+def scores_under(maps: Tensor, passes: Passes, score_fn: formulas.ScoreFn) -> Tensor:
     """Scores of the inputs under one mask each, (N,)."""
-    rows = torch.arange(call.examples, device=maps.device)
-    return call.masked_scores(lambda some, size: formulas.upsample(maps[some], size), rows, score_fn)
+    owners = torch.arange(passes.examples, device=maps.device)
+    return passes.masked_scores(lambda chunk, size: formulas.upsample(maps[chunk], size), owners, score_fn)
 
 
 def correlation(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,33 +103,18 @@ def explain_again(
     return found
 
 
-class Masking:
-    """Inputs under one map each, without a pass of any network.
-
-    Args:
-        inputs (Tensor or tuple[Tensor, ...]): What was explained.
-        baselines: What shows where a map is 0.
-        mask_inputs: Which of several inputs are masked.
+def masking_of(inputs: Tensors, baselines: Baselines, mask_inputs: Sequence[int] | None) -> Masking:
+    """The inputs, and what shows where they are masked.
 
     Raises:
         ValueError, TypeError: For a bad argument, naming it.
     """
+    with grad_mode(False):
+        return Masking(tuple(map(usable, checked_inputs(inputs))), MaskingOptions(baselines, mask_inputs))
 
-    def __init__(self, inputs: Tensors, baselines: Baselines, mask_inputs: Sequence[int] | None) -> None:
-        self._seen: list[tuple[Tensor, ...]] = []
-        self._alone = not isinstance(inputs, tuple)
-        # One row for each example goes through in one call, in the inputs' own layout.
-        self.call = Call.without_layer(
-            self._see, inputs, baselines=baselines, mask_inputs=mask_inputs, perturbations_per_eval=1
-        )
 
-    def _see(self, *rows: Tensor) -> Tensor:
-        self._seen = [rows]
-        return torch.zeros(len(rows[0]), device=rows[0].device)
-
-    def __call__(self, maps: Tensor) -> Tensors:
-        """The inputs under maps of shape (N, 1, *input spatial), in [0, 1]."""
-        scores_under(maps, self.call, formulas.score_function("identity"))
-        (masked,) = self._seen
-        self._seen = []
-        return masked[0] if self._alone else masked
+def masked_by(maps: Tensor, masking: Masking) -> tuple[Tensor, ...]:
+    """The inputs, each under a map of shape (N, 1, *input spatial), in [0, 1]."""
+    owners = torch.arange(masking.examples, device=maps.device)
+    with grad_mode(False):
+        return masking.masked(lambda chunk, size: formulas.upsample(maps[chunk], size), owners)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from captum_fusion import functional as formulas
-from captum_fusion._captum import Baselines, Call, Target, no_inference_mode
-from captum_fusion.attr._base import choice
+from captum_fusion._arguments import choice
+from captum_fusion._passes.modes import no_inference_mode
+from captum_fusion._passes.passes import Passes
+from captum_fusion._types import Baselines, Target
 from captum_fusion.functional import ScoreFn
 from captum_fusion.metrics._common import Tensors, documented, input_maps
 
@@ -105,7 +107,7 @@ def deletion(
         (tensor([[2., 0., 0.]], dtype=torch.float64), tensor([0.5000], dtype=torch.float64))
     """
     chosen = _preset(preset, steps)
-    call = Call.without_layer(
+    passes = Passes.without_layer(
         forward_func,
         inputs,
         target,
@@ -115,7 +117,7 @@ def deletion(
         perturbations_per_eval=perturbations_per_eval,
     )
     with no_inference_mode():
-        return _curve(call, attributions, chosen, score_fn, shown_first=True)
+        return _curve(passes, attributions, chosen, score_fn, shown_first=True)
 
 
 @documented
@@ -168,7 +170,7 @@ def insertion(
     """
     chosen = _preset(preset, steps)
     start_at = _start(baselines, "baselines")
-    call = Call.without_layer(
+    passes = Passes.without_layer(
         forward_func,
         inputs,
         target,
@@ -179,8 +181,8 @@ def insertion(
     )
     with no_inference_mode():
         if isinstance(baselines, str):
-            call = call.blurred(chosen.kernel_size, chosen.sigma)
-        return _curve(call, attributions, chosen, score_fn, shown_first=False)
+            passes = passes.blurred(chosen.kernel_size, chosen.sigma)
+        return _curve(passes, attributions, chosen, score_fn, shown_first=False)
 
 
 @documented
@@ -237,7 +239,7 @@ def overall(
     """
     chosen = _preset(preset, steps)
     start_at = _start(insertion_baselines, "insertion_baselines")
-    call = Call.without_layer(
+    passes = Passes.without_layer(
         forward_func,
         inputs,
         target,
@@ -247,11 +249,11 @@ def overall(
         perturbations_per_eval=perturbations_per_eval,
     )
     with no_inference_mode():
-        gone = _curve(call, attributions, chosen, score_fn, shown_first=True)
-        call = call.with_options(baselines=start_at)
+        gone = _curve(passes, attributions, chosen, score_fn, shown_first=True)
+        passes = passes.with_options(baselines=start_at)
         if isinstance(insertion_baselines, str):
-            call = call.blurred(chosen.kernel_size, chosen.sigma)
-        return _curve(call, attributions, chosen, score_fn, shown_first=False).auc - gone.auc
+            passes = passes.blurred(chosen.kernel_size, chosen.sigma)
+        return _curve(passes, attributions, chosen, score_fn, shown_first=False).auc - gone.auc
 
 
 def _start(baselines: Baselines | str, name: str) -> Baselines:
@@ -272,16 +274,16 @@ def _preset(name: str, steps: int | None) -> Preset:
     return preset._replace(steps=steps)
 
 
-def _curve(call: Call, attributions: Tensor, preset: Preset, score_fn: str | ScoreFn, shown_first: bool) -> Curve:
+def _curve(passes: Passes, attributions: Tensor, preset: Preset, score_fn: str | ScoreFn, shown_first: bool) -> Curve:
     """Scores while pixels are taken from the inputs (``shown_first``), or brought to the baselines."""
     function = formulas.score_function(score_fn)
-    flat = input_maps(attributions, call).flatten(1)
+    flat = input_maps(attributions, passes).flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
     ranks = torch.empty_like(order).scatter_(1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order))
-    pixels, size = flat.shape[1], call.spatial_size
+    pixels, size = flat.shape[1], passes.spatial_size
     width = math.ceil(pixels / min(preset.steps, pixels))
     counts = list(range(width, pixels, width))  # of changed pixels; the curve's ends are known
-    number = call.examples
+    number = passes.examples
     rows = torch.arange(number, device=flat.device).repeat(len(counts))
     changed = torch.tensor(counts, device=flat.device, dtype=torch.long).repeat_interleave(number)
 
@@ -290,8 +292,8 @@ def _curve(call: Call, attributions: Tensor, preset: Preset, score_fn: str | Sco
         shown = (~taken if shown_first else taken).to(flat.dtype)
         return shown if tuple(wanted) == size else (formulas.upsample(shown, wanted) > 0.5).to(flat.dtype)
 
-    between = call.masked_scores(masks, rows, function).reshape(len(counts), number).T
-    clean, base = call.clean_scores(function), call.baseline_scores(function)
+    between = passes.masked_scores(masks, rows, function).reshape(len(counts), number).T
+    clean, base = passes.clean_scores(function), passes.baseline_scores(function)
     first, last = (clean, base) if shown_first else (base, clean)
     scores = torch.cat([first[:, None], between.to(first), last[:, None].to(first)], 1)
     shares = torch.tensor([0, *counts, pixels], device=scores.device, dtype=scores.dtype) / pixels

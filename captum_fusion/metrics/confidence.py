@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from captum_fusion import functional as formulas
-from captum_fusion._captum import Baselines, Call, Target, no_inference_mode
+from captum_fusion._passes.modes import no_inference_mode
+from captum_fusion._passes.passes import Passes
+from captum_fusion._types import Baselines, Target
 from captum_fusion.functional import ScoreFn
 from captum_fusion.metrics._common import (
-    Masking,
     Tensors,
     as_masks,
     channel_sum,
@@ -27,6 +28,8 @@ from captum_fusion.metrics._common import (
     documented,
     explain_again,
     input_maps,
+    masked_by,
+    masking_of,
     scores_under,
 )
 
@@ -77,7 +80,7 @@ def confidences(
         (torch.Size([2]), torch.Size([2]))
     """
     function = formulas.score_function(score_fn)
-    call = Call.without_layer(
+    passes = Passes.without_layer(
         forward_func,
         inputs,
         target,
@@ -87,8 +90,8 @@ def confidences(
         perturbations_per_eval=perturbations_per_eval,
     )
     with no_inference_mode():
-        maps = as_masks(input_maps(attributions, call), normalize)
-        return call.clean_scores(function), scores_under(maps, call, function).to(call.output.device)
+        maps = as_masks(input_maps(attributions, passes), normalize)
+        return passes.clean_scores(function), scores_under(maps, passes, function).to(passes.output.device)
 
 
 def _like_confidences(metric: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -203,7 +206,7 @@ def win_rate(
         tensor([100.], dtype=torch.float64)
     """
     function = formulas.score_function(score_fn)
-    call = Call.without_layer(
+    passes = Passes.without_layer(
         forward_func,
         inputs,
         target,
@@ -213,10 +216,10 @@ def win_rate(
         perturbations_per_eval=perturbations_per_eval,
     )
     with no_inference_mode():
-        maps = (input_maps(attributions, call), input_maps(other_attributions, call, "other_attributions"))
-        whole = call.clean_scores(function)
+        maps = (input_maps(attributions, passes), input_maps(other_attributions, passes, "other_attributions"))
+        whole = passes.clean_scores(function)
         own, other = (
-            formulas.drop(whole, scores_under(as_masks(each, normalize), call, function).to(whole.device))
+            formulas.drop(whole, scores_under(as_masks(each, normalize), passes, function).to(whole.device))
             for each in maps
         )
         return 100 * (formulas.contribution(other, own) > 0).to(whole.dtype)
@@ -278,12 +281,13 @@ def coherency(
         >>> coherency(method.attribute, images, method.attribute(images, [3, 7]), target=[3, 7]).shape
         torch.Size([2])
     """
-    masking = Masking(inputs, baselines, mask_inputs)
+    masking = masking_of(inputs, baselines, mask_inputs)
     with no_inference_mode():
-        maps = input_maps(attributions, masking.call)
-        masked = masking(as_masks(maps, normalize))
-        again = explain_again(explanation_func, masked, target, additional_forward_args, explanation_kwargs)
-        return _coherency(maps, input_maps(again, masking.call, "the map of explanation_func"), normalize)
+        maps = input_maps(attributions, masking)
+        masked = masked_by(as_masks(maps, normalize), masking)
+        given = masked if isinstance(inputs, tuple) else masked[0]
+        again = explain_again(explanation_func, given, target, additional_forward_args, explanation_kwargs)
+        return _coherency(maps, input_maps(again, masking, "the map of explanation_func"), normalize)
 
 
 def _coherency(maps: Tensor, again: Tensor, normalize: bool) -> Tensor:
@@ -392,7 +396,7 @@ def adcc(
         explanation_kwargs=explanation_kwargs,
     ).to(whole)
     with no_inference_mode():
-        maps = input_maps(attributions, Masking(inputs, baselines, mask_inputs).call)
+        maps = input_maps(attributions, masking_of(inputs, baselines, mask_inputs))
         area = as_masks(maps, normalize).to(whole).flatten(1).mean(1).clamp(0, 1)
         terms = torch.stack([coherent, 1 - area, 1 - dropped])
         good = (terms > 0).all(0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_fusion import functional as formulas
-from captum_fusion.attr._base import count, positive
+from captum_fusion._arguments import count, positive
 from captum_fusion.metrics._common import channel_sum
 
 _ARGS_MAPS = "attributions must be of shape (N, channels, height, width)"

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from captum_fusion import functional as formulas
-from captum_fusion._captum import Call, Target, no_inference_mode
-from captum_fusion.attr._base import count, percentage, positive
+from captum_fusion._arguments import count, percentage, positive
+from captum_fusion._passes.modes import no_inference_mode
+from captum_fusion._passes.passes import Passes
+from captum_fusion._types import Target
 from captum_fusion.functional import ScoreFn
 from captum_fusion.metrics._common import Tensors, documented, input_maps
 
@@ -100,7 +102,7 @@ def road(
     deviation = positive("noise", noise, or_zero=True)
     count("seed", seed, 0)
     function = formulas.score_function(score_fn)
-    call = Call.without_layer(
+    passes = Passes.without_layer(
         forward_func,
         inputs,
         target,
@@ -108,14 +110,14 @@ def road(
         mask_inputs=mask_inputs,
         perturbations_per_eval=perturbations_per_eval,
     )
-    size = call.spatial_size
+    size = passes.spatial_size
     if len(size) != 2:
         raise ValueError(f"inputs: road needs two spatial dimensions, not {len(size)}")
     with no_inference_mode():
-        flat = input_maps(attributions, call).flatten(1)
+        flat = input_maps(attributions, passes).flatten(1)
         ranks = torch.stack([_ranks(flat, descending=True), _ranks(flat, descending=False)])
         gone = torch.tensor([round(share / 100 * flat.shape[1]) for share in shares], device=flat.device)
-        number = call.examples
+        number = passes.examples
         rows = torch.arange(number, device=flat.device).repeat(2 * len(shares))
         order = torch.arange(2, device=flat.device).repeat_interleave(number * len(shares))
         removed = gone.repeat_interleave(number).repeat(2)
@@ -127,8 +129,8 @@ def road(
         def imputed(x: Tensor, base: float | Tensor, mask: Tensor, some: slice) -> Tensor:
             return impute(x, mask[:, 0] > 0.5, deviation, seed)
 
-        scores = call.masked_scores(masks, rows, function, imputed).reshape(2, len(shares), number)
-        morf, lerf = scores.to(call.output.device).mT
+        scores = passes.masked_scores(masks, rows, function, imputed).reshape(2, len(shares), number)
+        morf, lerf = scores.to(passes.output.device).mT
     combined = ((lerf - morf) / 2).mean(1)
     return Road(combined, morf, lerf, torch.tensor(shares, dtype=combined.dtype, device=combined.device))
 

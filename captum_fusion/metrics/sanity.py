@@ -14,8 +14,9 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_fusion import functional as formulas
-from captum_fusion._captum import Target, no_inference_mode
-from captum_fusion.attr._base import choice, count
+from captum_fusion._arguments import choice, count
+from captum_fusion._passes.modes import no_inference_mode
+from captum_fusion._types import Target
 from captum_fusion.metrics._common import Tensors, correlation
 
 Similarity = Callable[[Tensor, Tensor], Tensor]

@@ -1,0 +1,256 @@
+"""One call of ``attribute``: its arguments, checked once, and the network that answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from captum_fusion._captum import format_arguments, progress_bar, run_forward, select_target
+from captum_fusion._passes.masking import checked_inputs, take, usable
+from captum_fusion._passes.modes import grad_mode
+from captum_fusion._passes.pace import FixedPace, TimedPace
+from captum_fusion._passes.sharing import WorkCache, current_cache, weights_of
+from captum_fusion._types import Reshape, Target
+from captum_fusion.functional import ScoreFn
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Call:
+    """The network, its inputs and target, as one call of ``attribute`` was given them. Made by :meth:`checked`.
+
+    Attributes:
+        forward_func: The model or any function of the inputs.
+        inputs: The inputs; dimension 0 counts the N examples.
+        target: Captum's target.
+        arguments: Captum's additional arguments.
+        attribute_to_layer_input: Whether layers are evaluated at their input.
+        reshape: Turns the layer's tensors, tokens for example, into (N, channels, *spatial).
+        needs_target: Whether the target must select one output; False accepts None for any output.
+        least_samples: The fewest samples that the network takes at once: 2 in train mode, where a batch norm may refuse
+            one.
+        bar: A progress bar that counts samples.
+        cache: The results that are shared with other calls, if any.
+        identity: Everything that a forward pass of this call depends on, for the cache.
+    """
+
+    forward_func: Callable[..., Any]
+    inputs: tuple[Tensor, ...]
+    target: Target
+    arguments: tuple[Any, ...] | None
+    attribute_to_layer_input: bool
+    reshape: Reshape | None
+    needs_target: bool
+    least_samples: int
+    bar: Any
+    cache: WorkCache | None
+    identity: Hashable
+
+    @classmethod
+    def checked(
+        cls,
+        forward_func: Callable[..., Any],
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        reshape: Reshape | None = None,
+        needs_target: bool = True,
+        training: bool = False,
+        bar: Any = None,
+    ) -> Call:
+        """A call whose inputs are sound.
+
+        Raises:
+            TypeError: If ``inputs`` are not tensors with a batch dimension.
+            ValueError: If the batch is empty.
+        """
+        given = checked_inputs(inputs)
+        arguments = format_arguments(additional_forward_args)
+        cache = None if training or any(x.is_inference() for x in given) else current_cache()
+        weights = None if cache is None else weights_of(forward_func)
+        identity: Hashable = None
+        if cache is not None and weights is not None:
+            identity = cache.key((forward_func, weights, given, arguments, attribute_to_layer_input))
+        with grad_mode(torch.is_grad_enabled()):
+            return cls(
+                forward_func=forward_func,
+                inputs=tuple(usable(x) for x in given),
+                target=usable(target),
+                arguments=None if arguments is None else tuple(usable(x) for x in arguments),
+                attribute_to_layer_input=attribute_to_layer_input,
+                reshape=reshape,
+                needs_target=needs_target,
+                least_samples=min(2, len(given[0])) if training else 1,
+                bar=progress_bar(False, "") if bar is None else bar,
+                cache=None if identity is None else cache,
+                identity=identity,
+            )
+
+    @property
+    def examples(self) -> int:
+        """The number of examples."""
+        return self.inputs[0].shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first input."""
+        return self.inputs[0].device
+
+    def of_samples(self, inputs: tuple[Tensor, ...], owners: Tensor, target: Target = None) -> Call:
+        """This call for other samples, each made from one of the examples: their target and arguments follow.
+
+        Args:
+            inputs (tuple[Tensor, ...]): The S samples.
+            owners (Tensor): int64, (S,): the example that each sample is made from.
+            target (optional): Their target. Default: None (that of their examples)
+        """
+        return replace(
+            self,
+            inputs=inputs,
+            target=self.target_of(owners) if target is None else target,
+            arguments=self.arguments_of(owners),
+            cache=None,
+            identity=None,
+        )
+
+    def remember(self, key: Hashable, compute: Callable[[], Result], samples: int, **options: Any) -> Result:
+        """What another call of the same :func:`shared_work` block knows under a key, or what ``compute`` gives."""
+        if self.cache is None or key is None:
+            return compute()
+        return self.cache.remember((self.identity, key), compute, self.device, samples, **options)
+
+    # ---- the network
+
+    def forward(self, inputs: tuple[Tensor, ...], owners: Tensor | None = None, dims: int = 1) -> Tensor:
+        """The network's output for some samples, checked.
+
+        Args:
+            inputs (tuple[Tensor, ...]): S samples.
+            owners (Tensor, optional): int64: the example of each. Default: None (the examples themselves)
+            dims (int): The number of dimensions that the output is known to have at least. Default: 1
+        """
+        arguments = self.arguments if owners is None else self.arguments_of(owners)
+        samples = self.examples if owners is None else len(owners)
+        return self.check_output(run_forward(self.forward_func, inputs, arguments), samples, dims)
+
+    def check_output(self, output: Any, samples: int, dims: int = 1) -> Tensor:
+        """An output with one entry for each sample.
+
+        Raises:
+            TypeError: If it is not a tensor.
+            AssertionError: If its first dimension does not count the samples.
+        """
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"forward_func must return a tensor, not {type(output).__name__}; wrap the model in a function that "
+                "picks the tensor to explain"
+            )
+        if samples == 1 and output.dim() == dims - 1:
+            output = output.reshape(1, *output.shape)  # a head that ends in squeeze()
+        assert output.shape[:1] == (samples,), (
+            f"forward_func must return one row for each of the {samples} examples it is given, not "
+            f"{tuple(output.shape)}"
+        )
+        checked: Tensor = output
+        return checked
+
+    def in_chunks(
+        self,
+        owners: Tensor,
+        pace: TimedPace | FixedPace,
+        evaluate: Callable[[slice, Tensor, torch.memory_format], Result],
+        single_example: bool = False,
+    ) -> Iterator[Result]:
+        """Evaluate samples in chunks of the pace's choice.
+
+        Args:
+            owners (Tensor): int64, (S,): the example that each sample is made from.
+            pace (TimedPace or FixedPace): The size of chunks, and their memory layout.
+            evaluate (callable): ``evaluate(chunk, owners of the chunk, layout)``.
+            single_example (bool): Whether all samples of a chunk must be made from one example. Default: False
+        """
+        if isinstance(getattr(self.bar, "total", None), int):
+            self.bar.total += len(owners)
+        start = 0
+        while start < len(owners):
+            stop, layout = pace.next(start)
+            stop = min(stop, len(owners))
+            if len(owners) - stop < self.least_samples:
+                stop = len(owners)
+            if single_example:
+                stop = min(stop, start + int((owners[start:] == owners[start]).sum()))
+            before = pace.now()
+            try:
+                result = evaluate(slice(start, stop), owners[start:stop], layout)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not pace.recover(error, stop - start, layout):
+                    raise
+                continue
+            pace.record(stop - start, layout, pace.now() - before)
+            self.bar.update(stop - start)
+            start = stop
+            yield result
+
+    def fixed_pace(
+        self, owners: Tensor, limit: int | None, layout: torch.memory_format = torch.contiguous_format
+    ) -> FixedPace | None:
+        """The pace of a limit that the user gave, or of a default where PyTorch must be deterministic; else None."""
+        if limit is None and torch.are_deterministic_algorithms_enabled():
+            limit = FixedPace.DEFAULT_ON_CPU if self.device.type == "cpu" else FixedPace.DEFAULT_ELSEWHERE
+        return None if limit is None else FixedPace(owners, self.examples, limit, layout)
+
+    def attribute_with(self, component: Any, differentiates: bool, ours: bool = False, **kwargs: Any) -> Any:
+        """``component.attribute`` on this call's inputs.
+
+        Captum's methods change flags of their inputs, so they are given copies that share the data. ``ours`` change
+        nothing, and share work only on the very same inputs.
+        """
+        with grad_mode(torch.is_grad_enabled()):
+            given = self.inputs
+            if not ours:
+                given = tuple(x.detach().requires_grad_(differentiates and x.is_floating_point()) for x in given)
+            return component.attribute(given if len(given) > 1 else given[0], **kwargs)
+
+    # ---- target and scores
+
+    def select(self, output: Tensor, target: Target) -> Tensor:
+        """The target's entry for each sample of an output, (S,).
+
+        Raises:
+            AssertionError: If the target does not select one entry for each.
+        """
+        selected = select_target(output, target)
+        assert selected.numel() == output.shape[0], (
+            "Target not provided when necessary: an output of shape "
+            f"{tuple(output.shape)} with target={target!r:.80} is not one score for each example"
+        )
+        return selected.reshape(-1)
+
+    def check_target(self, output: Tensor) -> None:
+        """Refuse a target that does not select one entry for each example of an output, where one is needed."""
+        if self.needs_target or self.target is not None:
+            self.select(output, self.target)
+
+    def scores(self, output: Tensor, owners: Tensor | None, score_fn: ScoreFn) -> Tensor:
+        """One score for each sample of a raw output, (S,); ``owners`` as in :meth:`forward`."""
+        return self.select(score_fn(output), self.target if owners is None else self.target_of(owners))
+
+    def target_of(self, owners: Tensor) -> Target:
+        """The target of some examples."""
+        if isinstance(self.target, list) and len(self.target) == self.examples:
+            return [self.target[i] for i in owners.tolist()]
+        if isinstance(self.target, Tensor) and self.target.numel() == 1:
+            return self.target
+        taken: Target = take(self.target, owners, self.examples)
+        return taken
+
+    def arguments_of(self, owners: Tensor) -> tuple[Any, ...] | None:
+        """The additional arguments of some examples."""
+        return self.arguments and tuple(take(argument, owners, self.examples) for argument in self.arguments)

@@ -1,0 +1,656 @@
+"""The bases of the methods. A method's class states its formula in :meth:`CAM._map`, and its base does the rest.
+
+Which base a method needs:
+
+=========================  ===========================================================  ============================
+base                       for methods that                                             ``_map(tensor)`` reads
+=========================  ===========================================================  ============================
+:class:`ActivationCAM`     need one forward pass                                        ``activations``, ``output``
+:class:`GradientCAM`       need one forward and one backward pass                       ``activations``, ``gradients``
+:class:`SampledCAM`        differentiate at changed copies of the input                 (write ``_maps`` instead)
+:class:`MaskedCAM`         score masked inputs                                          ``masked_scores(...)``
+:class:`BackgroundCAM`     score masked inputs with a blur behind the mask              ``masked_scores(...)``
+:class:`RepeatedMasksCAM`  weight channels by the mean score of several masked inputs   (write ``_changes`` instead)
+:class:`ReplacedCAM`       score changed activations of the layer                       ``replaced_scores(...)``
+=========================  ===========================================================  ============================
+
+A method that combines several layers or several passes overrides ``_maps`` of :class:`CAM` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from captum.attr import Attribution, GradientAttribution, LayerAttribution, PerturbationAttribution
+from torch import Tensor, nn
+
+from captum_fusion import functional as formulas
+from captum_fusion._arguments import choice
+from captum_fusion._captum import format_result, log_usage, progress_bar
+from captum_fusion._passes.call import Call
+from captum_fusion._passes.layer_pass import LayerEvaluation, layer_pass
+from captum_fusion._passes.masking import Compose, MaskingOptions, Masks
+from captum_fusion._passes.modes import no_inference_mode, warn_if_training
+from captum_fusion._passes.passes import Passes
+from captum_fusion._passes.sharing import shared_work
+from captum_fusion._types import Attributions, Baselines, Layer, Reshape, Target
+from captum_fusion.attr._docs import documented
+from captum_fusion.attr._info import MethodInfo
+from captum_fusion.functional import ScoreFn
+
+Result = TypeVar("Result")
+
+#: The options of a call of a method that masks inputs, by name.
+MASKING_OPTIONS = frozenset(MaskingOptions._fields)
+
+
+class LayerTensor:
+    """One tensor of a layer in one call, and the passes that can be run on it.
+
+    Args:
+        passes (Passes): The call after its clean pass.
+        layer (Module): The layer.
+        evaluation (LayerEvaluation): Its values in the clean pass.
+        index (int): Which of the layer's tensors this is.
+        masks (optional): What the masks of a method depend on besides this tensor, if calls may share them.
+        absent (Tensor, optional): What stands for absent activations, of the activations' shape.
+        device_ids (list of int, optional): The order of devices.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        layer: nn.Module,
+        evaluation: LayerEvaluation,
+        index: int,
+        *,
+        masks: Any = None,
+        absent: Tensor | None = None,
+        device_ids: list[int] | None = None,
+    ) -> None:
+        self.passes = passes
+        self._layer, self._evaluation, self._index = layer, evaluation, index
+        self._masks, self._absent, self._device_ids = masks, absent, device_ids
+
+    @property
+    def activations(self) -> Tensor:
+        """Of shape (N, K, *spatial)."""
+        return self._evaluation.activations[self._index]
+
+    @property
+    def gradients(self) -> Tensor:
+        """Of shape (N, K, *spatial); only for methods whose ``uses_gradients`` is true."""
+        assert self._evaluation.gradients is not None, "the method's uses_gradients is False"
+        return self._evaluation.gradients[self._index]
+
+    @property
+    def absent(self) -> Tensor:
+        """What stands for absent activations, of shape (N, K, *spatial)."""
+        assert self._absent is not None, "only ReplacedCAM has it"
+        return self._absent
+
+    @property
+    def output(self) -> Tensor:
+        """The network's raw output for the inputs as they are."""
+        return self.passes.output
+
+    def clean_scores(self, score_fn: ScoreFn) -> Tensor:
+        """Scores of the inputs as they are, (N,)."""
+        return self.passes.clean_scores(score_fn).to(self.activations.device)
+
+    def baseline_scores(self, score_fn: ScoreFn) -> Tensor:
+        """Scores of the baselines, (N,)."""
+        return self.passes.baseline_scores(score_fn).to(self.activations.device)
+
+    def masked_scores(self, masks: Masks, owners: Tensor, score_fn: ScoreFn, compose: Compose | None = None) -> Tensor:
+        """Scores of masked inputs, (S,): :meth:`captum_fusion._passes.passes.Passes.masked_scores`."""
+        shared_as = None
+        if self._masks is not None:
+            shared_as = self._layer, self._index, self.passes.call.reshape, self._masks
+        return self.passes.masked_scores(masks, owners, score_fn, compose, shared_as)
+
+    def replaced_scores(self, replace: Callable[[slice], Tensor], owners: Tensor, score_fn: ScoreFn) -> Tensor:
+        """Scores of changed activations, (S,): :func:`captum_fusion._passes.replacing.replaced_scores`."""
+        return self.passes.replaced_scores(
+            self._layer, self._evaluation, self._index, replace, owners, score_fn, self._device_ids
+        )
+
+
+class SeveralTargets(Attribution):
+    """Explains a batch for several targets, sharing work."""
+
+    def attribute_targets(
+        self, inputs: Tensor | tuple[Tensor, ...], targets: Sequence[Target], **kwargs: Any
+    ) -> list[Attributions]:
+        """Explain a batch for several targets, for less than the price of as many calls.
+
+        A masked sample scores every class. The masked samples of Score-CAM, SS-CAM and IS-CAM, on their own and inside
+        fusions, therefore run once for all targets. What depends on the target runs once for each: a layer pass where
+        the method needs gradients, and the masked samples of maps that depend on the target.
+
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): What to explain, as in :meth:`attribute`.
+            targets (sequence): Targets, each as :meth:`attribute` takes it: an int for all examples, a list with one
+                for each, ...
+            kwargs (Any, optional): Further arguments of :meth:`attribute`.
+
+        Returns:
+            list: What :meth:`attribute` returns for each target, equal to separate calls up to rounding.
+
+        Raises:
+            TypeError: If ``targets`` is not a list or tuple.
+
+        Examples::
+
+            >>> from captum_fusion import LayerFusionCAM, demo
+            >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+            >>> fusion = LayerFusionCAM(model, model.stage4)
+            >>> four, six = fusion.attribute_targets(demo.preprocess(scene.image), targets=[4, 6])
+        """
+        if not isinstance(targets, (list, tuple)):
+            raise TypeError(f"targets must be a list of targets, not {type(targets).__name__}")
+        with shared_work():
+            return [self.attribute(inputs, target, **kwargs) for target in targets]
+
+
+class CAM(LayerAttribution, SeveralTargets):
+    """Base of all layer methods: checks the arguments, runs the layer pass, and asks :meth:`_map` for each tensor.
+
+    A method implements ``_map(tensor)``, or ``_maps(passes, evaluations)`` where it combines layers or passes, and an
+    ``attribute`` that names its options and calls :meth:`_explain`. A fusion calls ``_maps`` of its components with its
+    own passes, so that they share them.
+    """
+
+    #: What tables and lists say of the method.
+    info: ClassVar[MethodInfo]
+    #: The keyword arguments of ``attribute`` that a fusion, which calls ``_maps``, can set.
+    call_options: frozenset[str] = frozenset()
+    #: Whether the method explains one output; False where its map is the same for all targets.
+    needs_target = True
+    #: Whether ``_map`` reads the layer's gradients.
+    uses_gradients = False
+
+    @documented
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layer,
+        device_ids: list[int] | None = None,
+        *,
+        reshape: Reshape | None = None,
+    ) -> None:
+        """Args:
+        {constructor_args}
+        {reshape_arg}
+        """
+        if not callable(forward_func):
+            raise TypeError(f"forward_func must be callable, not {type(forward_func).__name__}")
+        modules = layer if isinstance(layer, list) else [layer]
+        if not modules or not all(isinstance(module, nn.Module) for module in modules):
+            raise TypeError(f"layer must be a torch.nn.Module or a list of them, not {layer!r:.80}")
+        if device_ids is not None and not isinstance(device_ids, (list, tuple)):
+            raise TypeError(
+                f"device_ids must be a list of device numbers, not {type(device_ids).__name__}; name other arguments"
+            )
+        if reshape is not None and (isinstance(reshape, type) or not callable(reshape)):
+            raise TypeError(f"reshape must be a callable such as layers.TokenGrid(), not {reshape!r:.80}")
+        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        self.reshape = reshape
+
+    @classmethod
+    def get_name(cls) -> str:
+        """The class's name."""
+        return cls.__name__
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers as a list."""
+        return self.layer if isinstance(self.layer, list) else [self.layer]
+
+    def _map(self, tensor: LayerTensor) -> Tensor:
+        """The map of one of the layer's tensors, (N, 1, *spatial)."""
+        raise NotImplementedError
+
+    def _maps(self, passes: Passes, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
+        """For each layer a tuple of maps, one for each of its tensors."""
+        return [
+            tuple(self._map(tensor).to(tensor.activations.dtype) for tensor in tensors)
+            for tensors in self._tensors(passes, evaluations)
+        ]
+
+    def _tensors(
+        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines | None = None
+    ) -> list[list[LayerTensor]]:
+        """The tensors of each layer; ``baselines`` stand for absent activations."""
+        return [
+            [
+                LayerTensor(
+                    passes,
+                    layer,
+                    evaluation,
+                    index,
+                    masks=self._masks_key(),
+                    absent=None if baselines is None else _absent(baselines, index, evaluation.activations),
+                    device_ids=self.device_ids,
+                )
+                for index in range(len(evaluation.activations))
+            ]
+            for layer, evaluation in zip(self.layers, evaluations, strict=True)
+        ]
+
+    def _masks_key(self) -> Any:
+        return None
+
+    def _explain(
+        self,
+        compute: Callable[[Passes, list[LayerEvaluation]], Result],
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target,
+        additional_forward_args: Any,
+        attribute_to_layer_input: bool,
+        *,
+        baselines: Baselines = 0,
+        mask_inputs: Sequence[int] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+        gradients: bool | None = None,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Result:
+        """Run one call: check the arguments, run the layer pass, then ``compute(passes, evaluations)``.
+
+        ``gradients`` says whether the pass differentiates, where a call's arguments overrule :attr:`uses_gradients`.
+        """
+        training = warn_if_training(self.forward_func, self.layer)
+        with progress_bar(show_progress, self.get_name()) as bar, no_inference_mode():
+            call = Call.checked(
+                self.forward_func,
+                inputs,
+                target,
+                additional_forward_args,
+                attribute_to_layer_input,
+                reshape=self.reshape,
+                needs_target=self.needs_target,
+                training=training,
+                bar=bar,
+            )
+            options = MaskingOptions(baselines, mask_inputs, perturbations_per_eval).check(call.inputs)
+            wanted = self.uses_gradients if gradients is None else gradients
+            evaluations, output = layer_pass(call, self.layers, self.device_ids, wanted, grad_kwargs)
+            rank = evaluations[0].activations[0].dim()
+            return compute(Passes(call, output, options, rank), evaluations)
+
+    def _per_layer(self, results: list[Any]) -> Any:
+        """The list for a list of layers, the only entry for a single layer."""
+        return results if isinstance(self.layer, list) else results[0]
+
+    def _result(self, maps: list[tuple[Tensor, ...]]) -> Attributions:
+        """What ``attribute`` returns for the maps of each layer."""
+        result: Attributions = self._per_layer([format_result(tensors) for tensors in maps])
+        return result
+
+
+class ActivationCAM(CAM):
+    """Base of the methods that need one forward pass and no gradients."""
+
+    @log_usage()
+    @documented
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+    ) -> Attributions:
+        """Explain a batch.
+
+        Args:
+            {shared_args}
+
+        Returns:
+            {layer_returns}
+
+        Raises:
+            {raises}
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_fusion import LayerEigenCAM
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
+            >>> LayerEigenCAM(net, net[0]).attribute(torch.rand(2, 3, 8, 8)).shape
+            torch.Size([2, 1, 6, 6])
+        """
+        maps = self._explain(self._maps, inputs, target, additional_forward_args, attribute_to_layer_input)
+        return self._result(maps)
+
+
+class GradientCAM(CAM, GradientAttribution):
+    """Base of the methods that need one forward and one backward pass."""
+
+    uses_gradients = True
+
+    @log_usage()
+    @documented
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Attributions:
+        """Explain a batch.
+
+        Args:
+            {shared_args}
+            {grad_kwargs}
+
+        Returns:
+            {layer_returns}
+
+        Raises:
+            {raises}
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_fusion import LayerHiResCAM
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
+            >>> LayerHiResCAM(net, net[0]).attribute(torch.rand(2, 3, 8, 8), target=[3, 7]).shape
+            torch.Size([2, 1, 6, 6])
+        """
+        maps = self._explain(
+            self._maps, inputs, target, additional_forward_args, attribute_to_layer_input, grad_kwargs=grad_kwargs
+        )
+        return self._result(maps)
+
+
+class SampledCAM(CAM, GradientAttribution):
+    """Base of the methods that differentiate at changed copies of the input."""
+
+    call_options = frozenset({"mask_inputs", "perturbations_per_eval"})
+
+    @log_usage()
+    @documented
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        mask_inputs: Sequence[int] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Attributions:
+        """Explain a batch.
+
+        Args:
+            {shared_args}
+            {sampled_args}
+            {grad_kwargs}
+
+        Returns:
+            {layer_returns}
+
+        Raises:
+            {raises}
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_fusion import LayerSmoothGradCAMPlusPlus
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
+            >>> LayerSmoothGradCAMPlusPlus(net, net[0]).attribute(torch.rand(2, 3, 8, 8), target=[3, 7]).shape
+            torch.Size([2, 1, 6, 6])
+        """
+        maps = self._explain(
+            lambda passes, evaluations: self._maps(passes, evaluations, grad_kwargs),
+            inputs,
+            target,
+            additional_forward_args,
+            attribute_to_layer_input,
+            mask_inputs=mask_inputs,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+        return self._result(maps)
+
+    def _maps(
+        self, passes: Passes, evaluations: list[LayerEvaluation], grad_kwargs: dict[str, Any] | None = None
+    ) -> list[tuple[Tensor, ...]]:
+        raise NotImplementedError
+
+
+class MaskedCAM(CAM, PerturbationAttribution):
+    """Base of the methods that weight channels by scores of masked inputs."""
+
+    call_options = MASKING_OPTIONS
+    #: The options that the masks depend on, if they depend on these, the layer and the inputs alone. Calls within
+    #: :func:`captum_fusion.shared_work` then share the masked samples. Read from the class itself, not from its bases.
+    masks_depend_on: ClassVar[tuple[str, ...] | None] = None
+
+    @log_usage()
+    @documented
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        baselines: Baselines = 0,
+        mask_inputs: Sequence[int] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+    ) -> Attributions:
+        """Explain a batch.
+
+        Args:
+            {shared_args}
+            {masked_args}
+
+        Returns:
+            {layer_returns}
+
+        Raises:
+            {raises}
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_fusion import LayerScoreCAM
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
+            >>> LayerScoreCAM(net, net[0]).attribute(torch.rand(2, 3, 8, 8), target=[3, 7]).shape
+            torch.Size([2, 1, 6, 6])
+        """
+        self._check_baselines(baselines)
+        maps = self._explain(
+            self._maps,
+            inputs,
+            target,
+            additional_forward_args,
+            attribute_to_layer_input,
+            baselines=baselines,
+            mask_inputs=mask_inputs,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+        return self._result(maps)
+
+    def _masks_key(self) -> Any:
+        # Not inherited: a subclass may make other masks, and says itself what they depend on.
+        options = vars(type(self)).get("masks_depend_on")
+        return None if options is None else (type(self), [getattr(self, name) for name in options])
+
+    def _check_baselines(self, baselines: Baselines) -> None:
+        """Refuse baselines that would not be used."""
+
+
+class BackgroundCAM(MaskedCAM):
+    """Base of the methods that show a blurred input where a mask is 0 (or the baseline, if told so)."""
+
+    background: str
+    _blur = (51, 50.0)  # kernel size and standard deviation in pixels
+
+    def _set_background(self, background: str) -> None:
+        self.background = choice("background", background, ("blur", "baseline"))
+        if background == "blur":
+            self.call_options = MASKING_OPTIONS - {"baselines"}
+
+    def _check_baselines(self, baselines: Baselines) -> None:
+        given = baselines if isinstance(baselines, tuple) else (baselines,)
+        plain = all(each is None or (not isinstance(each, Tensor) and each == 0) for each in given)
+        if self.background == "blur" and not plain:
+            raise ValueError('baselines are shown only with background="baseline"; here the input is blurred instead')
+
+    def _maps(self, passes: Passes, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
+        if self.background == "blur":
+            passes = passes.blurred(*self._blur)
+        return MaskedCAM._maps(self, passes, evaluations)
+
+
+class Changes(NamedTuple):
+    """The versions of a masked input that :class:`RepeatedMasksCAM` scores.
+
+    Attributes:
+        masks: ``masks(maps, copies, size)``: masks of the input's size, made of maps (S, 1, *spatial) and the number of
+            each version, int64 (S,).
+        samples: ``samples(masked, copies)``: further changes of the masked samples, or None.
+    """
+
+    masks: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+    samples: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+class RepeatedMasksCAM(MaskedCAM):
+    """Base of the methods in which a channel's weight is the mean score of several versions of its masked input."""
+
+    score_fn: str | ScoreFn
+
+    @property
+    def copies(self) -> int:
+        """The number of versions for each channel."""
+        raise NotImplementedError
+
+    def _changes(self) -> Changes:
+        raise NotImplementedError
+
+    def _map(self, tensor: LayerTensor) -> Tensor:
+        activations = tensor.activations
+        live = formulas.live_channels(activations)
+        examples, channels = formulas.channel_pairs(live)
+        copies = self.copies
+        owners = examples.repeat_interleave(copies)
+        numbers = torch.arange(copies, device=owners.device).repeat(len(examples))
+        picked = channels.repeat_interleave(copies)
+        changes = self._changes()
+
+        def masks(chunk: slice, size: Sequence[int]) -> Tensor:
+            return changes.masks(activations[owners[chunk], picked[chunk]].unsqueeze(1), numbers[chunk], size)
+
+        def compose(x: Tensor, base: float | Tensor, mask: Tensor, chunk: slice) -> Tensor:
+            assert changes.samples is not None
+            return changes.samples(base + mask * (x - base), numbers[chunk])
+
+        score_fn = formulas.score_function(self.score_fn)
+        scores = tensor.masked_scores(masks, owners, score_fn, None if changes.samples is None else compose)
+        scores = torch.where(scores.isfinite(), scores, 0.0)
+        weights = formulas.channel_table(live, examples, channels, scores.reshape(-1, copies).mean(1))
+        return formulas.weighted_activations(activations, weights)
+
+
+class ReplacedCAM(CAM, PerturbationAttribution):
+    """Base of the methods that change the layer's activations and run the rest of the network.
+
+    The part of the network below the layer runs once for many samples, where the network allows that.
+    """
+
+    call_options = frozenset({"perturbations_per_eval"})
+    score_fn: str | ScoreFn
+
+    @log_usage()
+    @documented
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        baselines: Baselines = 0,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+    ) -> Attributions:
+        """Explain a batch.
+
+        Args:
+            {shared_args}
+            {replaced_args}
+
+        Returns:
+            {layer_returns}
+
+        Raises:
+            {raises}
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_fusion import LayerAblationCAM
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
+            >>> LayerAblationCAM(net, net[0]).attribute(torch.rand(2, 3, 8, 8), target=[3, 7]).shape
+            torch.Size([2, 1, 6, 6])
+        """
+        maps = self._explain(
+            lambda passes, evaluations: self._maps(passes, evaluations, baselines),
+            inputs,
+            target,
+            additional_forward_args,
+            attribute_to_layer_input,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+        return self._result(maps)
+
+    def _maps(
+        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines = 0
+    ) -> list[tuple[Tensor, ...]]:
+        return [
+            tuple(self._map(tensor).to(tensor.activations.dtype) for tensor in tensors)
+            for tensors in self._tensors(passes, evaluations, 0 if baselines is None else baselines)
+        ]
+
+
+def checked_score_fn(score_fn: str | ScoreFn) -> str | ScoreFn:
+    """``score_fn`` if :func:`captum_fusion.functional.score_function` takes it; else its error."""
+    formulas.score_function(score_fn)
+    return score_fn
+
+
+def _absent(baselines: Baselines, index: int, activations: tuple[Tensor, ...]) -> Tensor:
+    """The layer's baseline for one of its tensors, broadcast to it."""
+    tensor = activations[index]
+    if isinstance(baselines, tuple):
+        if len(baselines) != len(activations):
+            raise ValueError(
+                f"baselines must have one entry for each of the layer's {len(activations)} tensors, not "
+                f"{len(baselines)}"
+            )
+        baselines = baselines[index]
+    if baselines is None:
+        baselines = 0
+    if isinstance(baselines, Tensor):
+        try:
+            return baselines.detach().to(tensor).expand_as(tensor)
+        except RuntimeError as error:
+            raise ValueError(
+                f"baselines: shape {tuple(baselines.shape)} does not fit the layer's activations, {tuple(tensor.shape)}"
+            ) from error
+    if isinstance(baselines, bool) or not isinstance(baselines, (int, float)):
+        raise TypeError(f"baselines must be a number or a tensor, not {type(baselines).__name__}")
+    return tensor.new_full((1,), baselines).expand_as(tensor)
