@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCAM, LayerScoreCAM, LayerUnionCAM
+from captum_fusion import (
+    LayerAblationCAM,
+    LayerFusionCAM,
+    LayerScoreCAM,
+    LayerSmoothGradCAMPlusPlus,
+    LayerUnionCAM,
+)
 from captum_fusion._passes.pace import TimedPace
 from captum_fusion.functional import live_channels
 from tests.networks import Counter, Net, images, make
@@ -192,3 +198,34 @@ def test_a_layout_that_the_model_refuses_is_dropped() -> None:
     assert pace.recover(RuntimeError("view size is not compatible"), 1, LAST)
     assert all(layout is PLAIN for _, layout in drive(pace, lambda rows, layout: 1.0))
     assert not pace.recover(RuntimeError("something else"), 1, PLAIN)
+
+
+@pytest.mark.parametrize("how", ["deterministic", "given"])
+@pytest.mark.parametrize("cls", [LayerFusionCAM, LayerAblationCAM, LayerSmoothGradCAMPlusPlus])
+def test_nothing_is_timed_where_results_must_repeat(cls: Any, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clock() -> float:
+        raise AssertionError("the clock was read")
+
+    model, x = make(), images(2, 3, 8, 8)
+    options = {"perturbations_per_eval": 3} if how == "given" else {}
+    expected = cls(model, model.relu2).attribute(x, 1)
+    monkeypatch.setattr("time.perf_counter", clock)
+    torch.use_deterministic_algorithms(how == "deterministic")
+    try:
+        first, second = (cls(model, model.relu2).attribute(x, 1, **options) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_clock_is_read_where_nothing_asks_for_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above could otherwise pass without a clock to read."""
+    model, x = make(), images(2, 3, 8, 8)
+
+    def clock() -> float:
+        raise InterruptedError
+
+    monkeypatch.setattr("time.perf_counter", clock)
+    with pytest.raises(InterruptedError):
+        LayerFusionCAM(model, model.relu2).attribute(x, 1)
