@@ -33,7 +33,7 @@ from captum_fusion import (
 )
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.evaluation import METRICS as MEASURES
-from captum_fusion.evaluation import PRESETS, evaluate
+from captum_fusion.evaluation import PRESETS, evaluate, open_dataset
 from captum_fusion.evaluation.data import load_image
 from captum_fusion.evaluation.methods import split
 from captum_fusion.evaluation.store import write_whole
@@ -251,7 +251,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     study.add_argument("--layer", nargs="+", metavar="NAME", help="for each model (default: the last stage)")
     study.add_argument(
-        "--target",
+        "--explain",
         choices=["prediction", "label"],
         default="prediction",
         help="the class that is explained (default: the prediction for the whole picture)",
@@ -349,10 +349,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     del given["run"]
     for name in ("methods", "metrics"):
         given[name] = None if given[name] is None else split(given[name])
-    command = shlex.join(["captum-fusion", *options.words])
-    del given["words"]
+    command = shlex.join(["captum-fusion", *given.pop("words")])
+    chosen = {"year": given.pop("year"), "image_set": given.pop("image_set")}
     try:
-        found = evaluate(given.pop("dataset"), given.pop("model"), settings={"command": command}, **given)
+        dataset = open_dataset(given.pop("dataset"), **chosen, for_each_label=options.explain == "label")
+        found = evaluate(dataset, given.pop("model"), command=command, **given)
     except (ValueError, TypeError) as error:
         raise CommandError(str(error)) from error
     except OSError as error:

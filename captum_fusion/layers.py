@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from captum_fusion._arguments import near_misses
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -34,8 +35,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name and name in modules:
         return modules[name]
-    names = [each for each in modules if each]
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or [n for n, _ in model.named_children()]
+    near = near_misses(name, filter(None, modules)) or [child for child, _ in model.named_children()]
     raise ValueError(f"the model has no layer {name!r}; did you mean {', '.join(near)}?")
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_fusion import demo
+from captum_fusion._arguments import near_misses
 
 #: The name of the bundled network.
 BUNDLED = "bundled"
@@ -145,6 +146,30 @@ def output_of(name: str, model: nn.Module, inputs: Tensor) -> Tensor:
     return output
 
 
+def class_names_of(loaded: LoadedModel, outputs: int) -> list[str] | None:
+    """The names of a network's outputs: its own, or ImageNet's for 1000 outputs without names.
+
+    Args:
+        loaded (LoadedModel): The network.
+        outputs (int): How many outputs it has.
+
+    Returns:
+        list[str] or None: None where the names are not known.
+
+    Raises:
+        ValueError: If the number of names is not the number of outputs.
+
+    Examples::
+
+        >>> class_names_of(load_model("bundled"), 10)[3]
+        'three'
+    """
+    names = imagenet_classes() if loaded.class_names is None and outputs == 1000 else loaded.class_names
+    if names is not None and len(names) != outputs:
+        raise ValueError(f"classes: there are {len(names)} names for {outputs} outputs")
+    return None if names is None else list(names)
+
+
 def imagenet_classes() -> list[str]:
     """The 1000 ImageNet class names in torchvision's order."""
     from torchvision.models import ResNet18_Weights
@@ -191,9 +216,10 @@ def _from_torchvision(
     from torchvision import models
 
     if name not in models.list_models(module=models):
+        near = near_misses(name, models.list_models(module=models)) or ["resnet50", "mobilenet_v3_large", "vgg16"]
         raise ValueError(
             f"there is no model {name!r}: give {BUNDLED!r}, package.module:function, or a torchvision classification "
-            f"model such as {', '.join(_near(name, models.list_models(module=models)))}"
+            f"model such as {', '.join(near)}"
         )
     published = models.get_model_weights(name)
     described = published.DEFAULT
@@ -317,12 +343,6 @@ def _read_classes(file: Path) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
         raise ValueError(f"classes: {file} must hold a list of names")
     return names
-
-
-def _near(name: str, names: Sequence[str]) -> list[str]:
-    import difflib
-
-    return difflib.get_close_matches(name, names, n=4) or ["resnet50", "mobilenet_v3_large", "vgg16"]
 
 
 def first_line(error: Exception) -> str:
