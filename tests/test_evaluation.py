@@ -979,11 +979,11 @@ def test_the_command_stopped_or_out_of_disk(
     def stopped(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("captum_fusion.__main__.evaluate", stopped)
+    monkeypatch.setattr("captum_fusion._commands.evaluate.evaluate", stopped)
     with pytest.raises(SystemExit) as ended:
         main([*words, "--output", str(tmp_path)])
     assert ended.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
 
 
 def test_names_that_are_not_unicode(tmp_path: Path) -> None:
