@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -28,6 +29,9 @@ examples:
   captum-fusion methods
 """
 
+#: The exit code of a process that SIGPIPE ends, as shells report it.
+_BROKEN_PIPE = 128 + 13
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -36,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (sequence of str, optional): Default: None (those of the process)
 
     Returns:
-        int: The exit code: 0; 2 for a mistake in the arguments, which standard error explains in one line.
+        int: The exit code: 0; 2 for a mistake in the arguments, which standard error explains in one line; 141 if the
+        reader of standard output has gone.
 
     Examples::
 
@@ -48,6 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return _run(given)
+        finally:
+            sys.stdout.flush()  # a closed pipe raises here, not while the interpreter ends
+    except BrokenPipeError:  # the reader has gone, as in "captum-fusion methods | head -1"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+
+
+def _run(given: Sequence[str]) -> int:
     options = _parser().parse_args(given)
     options.arguments = given
     try:

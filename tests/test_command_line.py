@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -195,6 +196,20 @@ def test_list_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
     for line, method in zip(lines[1:], METHODS.values(), strict=True):
         assert method.rows in line
         assert line.endswith(method.url)
+
+
+@pytest.mark.parametrize("arguments", [["methods"], ["--help"]])
+def test_a_reader_that_goes_away_gets_no_traceback(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "captum_fusion", *arguments]
+    for buffered in ("", "1"):  # at the end, or while printing
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": buffered}
+        )
+        assert process.stdout is not None
+        process.stdout.close()
+        _, complaint = process.communicate(timeout=120)
+        assert process.returncode == 141 or arguments == ["--help"], "argparse ignores it by itself"
+        assert complaint == b""
 
 
 def test_several_pictures_in_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
