@@ -712,11 +712,29 @@ def test_a_label_stands_for_one_function_with_all_that_it_encloses(tmp_path: Pat
     def either(k: int, model: Any, layer: Any, inputs: Tensor, target: int) -> Tensor:
         return inputs[:, :1].abs() ** k
 
+    class Scaled:
+        def __init__(self, factor: Any) -> None:
+            self.factor = factor
+
+        def __call__(self, model: Any, layer: Any, inputs: Tensor, target: Any) -> Tensor:
+            return inputs[:, :1].abs() * self.factor
+
+    def recursive(k: int) -> Any:
+        def explain(model: Any, layer: Any, inputs: Tensor, target: Any, depth: int = k) -> Tensor:
+            return inputs[:, :1].abs() if depth == 0 else explain(model, layer, inputs, target, depth - 1)
+
+        return explain
+
     cam = partial(LayerFusionCAM, model)
     for number, (one, same, other) in enumerate(
         [
             (power(1), power(1), power(3)),
             (partial(either, 1), partial(either, 1), partial(either, 3)),
+            (recursive(1), recursive(1), recursive(2)),
+            (Scaled(2.0), Scaled(2.0), Scaled(3.0)),
+            (Scaled(torch.ones(2)), Scaled(torch.ones(2)), Scaled(torch.zeros(2))),
+            (Scaled(2.0).__call__, Scaled(2.0).__call__, Scaled(3.0).__call__),
+            (Stage(cam(model.conv2), "union"), Stage(cam(model.conv2), "union"), Stage(cam(model.conv1), "union")),
             (cam(model.conv2), cam(model.conv2), cam(model.conv1)),
             (cam(model.conv2), cam(model.conv2), cam(model.conv2, region_method=LayerISCAM(model, model.conv2))),
             (NoiseTunnel(cam(model.conv2)), NoiseTunnel(cam(model.conv2)), NoiseTunnel(cam(model.conv2, theta=3))),

@@ -10,12 +10,8 @@ import re
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from types import CellType
 from typing import Any, NamedTuple
 
-import numpy as np
 from captum.attr import Attribution
 from torch import Tensor, nn
 
@@ -23,7 +19,7 @@ from captum_fusion import functional as formulas
 from captum_fusion._arguments import near_misses
 from captum_fusion.attr import LayerFusionCAM, LayerUnionCAM
 from captum_fusion.attr.catalog import METHODS
-from captum_fusion.evaluation.fingerprints import fingerprint_of
+from captum_fusion.evaluation.fingerprints import describe, fingerprint_of
 
 #: The stages that a fusion can be cut off after (``fusion-cam:stage=union``), in their order.
 STAGES = ("sum", "denoised", "union", "full")
@@ -391,67 +387,32 @@ def takes(name: str, option: str) -> bool:
 
 
 def fingerprint(method: Any) -> str:
-    """What a method or metric is, in words that change when it does: for rows that must not be mixed.
+    """What a label stands for: text that changes with it, so that rows of different methods are not mixed.
 
-    Source, default arguments, what a function encloses, and the attributes of objects, also of the methods that they
-    are made of. What a function calls, or reads from global variables, is not seen.
+    For a spec of the catalogue this is the spec; for other specs, objects and functions it ends in a content hash of
+    :func:`captum_fusion.evaluation.fingerprints.describe`, which says what is not seen. Metrics are treated alike.
+
+    Args:
+        method (str or object): What :func:`build` or :func:`captum_fusion.evaluation.measures.find` takes.
+
+    Returns:
+        str: The fingerprint.
+
+    Raises:
+        ValueError: If an import path cannot be imported.
 
     Examples::
 
         >>> fingerprint("fusion-cam:theta=5")
         'fusion-cam:theta=5'
     """
-    if isinstance(method, str):
-        spec = parse(method)
-        if spec.name in METHODS or ":" not in spec.name:
-            return method
-        return f"{method} {fingerprint_of(_described(import_object(spec.name, METHODS), {}, ()))}"
-    kind = method if inspect.isroutine(method) or isinstance(method, type) else type(method)
-    return f"{kind.__module__}.{kind.__qualname__} {fingerprint_of(_described(method, {}, ()))}"
-
-
-def _described(value: Any, names: Mapping[int, str], within: tuple[int, ...]) -> str:
-    """All that can be said of a value; modules by their names in the network that is explained."""
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Path)):
-        return repr(value)
-    if id(value) in within:
-        return "itself"
-    within = (*within, id(value))
-
-    def inner(some: Iterable[Any]) -> str:
-        return "(" + ", ".join(_described(each, names, within) for each in some) + ")"
-
-    if isinstance(value, (Tensor, np.ndarray)):
-        return fingerprint_of(value)
-    if isinstance(value, nn.Module):
-        return f"module {names.get(id(value), _source(type(value)))}"
-    if isinstance(value, Mapping):
-        return inner(part for key in sorted(value, key=repr) for part in (key, value[key]))
-    if isinstance(value, (list, tuple)):
-        return inner(value)
-    if isinstance(value, (set, frozenset)):
-        return inner(sorted(value, key=repr))
-    if isinstance(value, partial):
-        return inner((value.func, value.args, value.keywords))
-    if inspect.ismethod(value):
-        return inner((value.__self__, value.__func__))
-    if inspect.isfunction(value):
-        enclosed = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
-        return _source(value) + inner((value.__defaults__, value.__kwdefaults__, enclosed))
-    if inspect.isroutine(value) or isinstance(value, type):
-        return _source(value)
-    if isinstance(value, Attribution) and isinstance(value.forward_func, nn.Module):
-        names = {id(module): f"{name!r}" for name, module in value.forward_func.named_modules()}
-    known = getattr(value, "__dict__", {}) if len(within) == 1 or isinstance(value, Attribution) else {}
-    return _source(type(value)) + inner([known])
-
-
-def _source(value: Any) -> str:
-    name = getattr(value, "__qualname__", repr(value))
-    try:
-        return f"{name} {fingerprint_of(inspect.getsource(value))}"
-    except (OSError, TypeError):
-        return name
+    if not isinstance(method, str):
+        named = method if inspect.isroutine(method) or isinstance(method, type) else type(method)
+        return f"{named.__module__}.{named.__qualname__} {fingerprint_of(describe(method))}"
+    spec = parse(method)
+    if spec.name in METHODS or ":" not in spec.name:
+        return method
+    return f"{method} {fingerprint_of(describe(import_object(spec.name, METHODS)))}"
 
 
 class Stage:
