@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from captum_fusion import LayerFusionCAM, LayerISCAM, LayerScoreCAM, LayerUnionCAM, metrics, models
 from captum_fusion.evaluation import METRICS, PRESETS, Example, Region, evaluate, open_dataset
+from captum_fusion.evaluation.data import as_dataset
 from captum_fusion.evaluation.methods import ExplainedLayers, Stage, build, fingerprint, parse, split
+from captum_fusion.evaluation.network import Meter
 from captum_fusion.evaluation.store import Store
 from captum_fusion.functional import normalize, upsample
 from captum_fusion.metrics import average_drop, average_increase, complexity, deletion, energy_pointing_game, insertion
@@ -122,12 +124,29 @@ def test_costs_are_those_of_each_method_alone(tmp_path: Path) -> None:
     shared = run(tmp_path / "a", methods=methods, metrics=["complexity"])
     alone = {each: run(tmp_path / each, methods=[each], metrics=["complexity"]).rows for each in methods}
     for method in methods:
-        for cost in ("rows", "backward_rows"):
+        for cost in ("forward_samples", "backward_samples"):
             assert values(shared.rows, method, cost) == values(alone[method], method, cost), (method, cost)
         assert min(values(shared.rows, method, "seconds")) > 0
-    assert set(values(shared.rows, "fusion-cam", "rows")) == {8 + 5}
-    assert set(values(shared.rows, "fusion-cam", "backward_rows")) == {1}
-    assert set(values(shared.rows, "score-cam", "rows")) == {8 + 1}
+    assert set(values(shared.rows, "fusion-cam", "forward_samples")) == {8 + 5}
+    assert set(values(shared.rows, "fusion-cam", "backward_samples")) == {1}
+    assert set(values(shared.rows, "score-cam", "forward_samples")) == {8 + 1}
+
+
+def test_seconds_end_when_the_accelerator_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls only queue work on a device; the work is done when somebody waits for it."""
+    clock = {"now": 0.0, "queued": 5.0}  # what an earlier method has left
+
+    def wait(device: torch.device) -> None:
+        clock["now"], clock["queued"] = clock["now"] + clock["queued"], 0.0
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", wait)
+    monkeypatch.setattr("time.perf_counter", lambda: clock["now"])
+    model = make()
+    with Meter(model, torch.device("cuda")) as meter:
+        model(images(3, 3, 8, 8)).sum().backward()
+        clock["queued"] += 2.0
+    assert meter.costs == {"forward_samples": 3, "backward_samples": 3, "seconds": 2.0}
+    assert hooks_on(model) == 0
 
 
 def test_labels_are_explained_if_asked_for(tmp_path: Path) -> None:
@@ -345,6 +364,7 @@ def test_stages_of_a_fusion() -> None:
         assert torch.allclose(built, plain, atol=1e-6) == (name == "fusion-cam"), "UnionCAM's gradients undenoised"
 
 
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require")
 def test_methods_and_metrics_of_ones_own(tmp_path: Path) -> None:
     def brightness(model: Any, layer: Any, inputs: Tensor, target: Any) -> Tensor:
         assert isinstance(layer, nn.Module)
@@ -362,10 +382,13 @@ def test_methods_and_metrics_of_ones_own(tmp_path: Path) -> None:
     )  # fmt: skip
     expected = [float(example.image.abs().mean(0).max()) for example in dataset()]
     assert values(found.rows, "mine", "peak") == pytest.approx(expected)
-    assert len(values(found.rows, "saliency", "average_drop")) == 4
+    drops = values(found.rows, "saliency", "average_drop")
+    assert len(drops) == 4
+    assert None not in drops
     assert "mine" in (tmp_path / "index.html").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require")
 def test_by_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_cams.py").write_text(
         "def ones(model, layer, inputs, target, value=1.0):\n    return inputs[:, :1] * 0 + value\n"
@@ -379,7 +402,27 @@ def test_by_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     )
     assert values(found.rows, "my_cams:ones", "my_cams:area") == [1.0] * 4
     assert values(found.rows, "my_cams:ones:value=3", "my_cams:area") == [3.0] * 4
-    assert len(values(found.rows, "captum.attr:Saliency:abs=False", "my_cams:area")) == 4
+    areas = values(found.rows, "captum.attr:Saliency:abs=False", "my_cams:area")
+    assert len(areas) == 4
+    assert None not in areas
+
+
+def test_datasets_know_what_can_be_known_without_opening_them(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "maps").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "maps" / "drawn.png")
+    folder = open_dataset(tmp_path)
+    assert (folder.names(), folder.source) == (["maps/drawn.png", "a.png"], str(tmp_path))
+    assert folder.without([tmp_path / "maps"]).names() == ["a.png"], "an earlier run's drawings are not pictures"
+    assert [example.name for example in folder.first(1)] == folder.first(1).names() == ["maps/drawn.png"]
+    assert folder.first(1).class_names() == folder.first(9).class_names() == ["maps"]
+    pairs = as_dataset([(dataset()[0].image, 1), (dataset()[1].image, 2)])
+    assert pairs.names() == list(pairs.identities(True)) == ["0", "1"]
+    assert pairs.identities(True)["0"] != pairs.identities(False)["0"]
+    late = as_dataset(Tensors())
+    assert (late.source, late.names()[:2], late.identities(True)) == ("Tensors", ["0", "1"], {})
+    with pytest.raises(IndexError):
+        folder[2]
 
 
 def test_a_method_that_fails_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -423,7 +466,7 @@ class Asserting(Net):
         ({"metrics": ["insertion:steps"]}, "options are written option=value"),
         ({"metrics": ["pointing_game:tolerance=-1"]}, "metrics: pointing_game:tolerance=-1: tolerance"),
         ({"metrics": ["tests.networks:images:zzz=3"]}, "tests.networks:images has no option 'zzz'"),
-        ({"metrics": {"rows": "complexity"}}, "metrics: 'rows' is always measured"),
+        ({"metrics": {"seconds": "complexity"}}, "metrics: 'seconds' is always measured"),
         ({"methods": {1: "grad-cam"}}, "methods: a label must be a text, not 1"),
         ({"methods": ["grad-cam:theta"]}, "options are written option=value"),
         ({"methods": ["captum.attr:NoiseTunnel"]}, "captum.attr:NoiseTunnel could not be made"),

@@ -152,7 +152,7 @@ def _report_failures(rows: Iterable[dict[str, Any]]) -> None:
     """
     asked, failed = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for row in rows:
-        if row["metric"] == "rows":  # which every method has that returns a map
+        if row["metric"] == "forward_samples":  # which every method has that returns a map
             asked[row["model"], row["method"]] += 1
             failed[row["model"], row["method"]] += "error" in row
     for (model, method), count in (+failed).items():

@@ -245,7 +245,7 @@ _ALL = (
 METRICS: dict[str, Measure] = {measure.name: measure for measure in _ALL}
 
 #: What is always measured for every method.
-COSTS = ("rows", "backward_rows", "seconds")
+COSTS = ("forward_samples", "backward_samples", "seconds")
 
 
 def find(metric: Any) -> tuple[Measure, dict[str, Any]]:

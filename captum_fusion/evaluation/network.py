@@ -18,7 +18,7 @@ from captum_fusion.evaluation import measures, methods, store
 from captum_fusion.evaluation.data import Example
 from captum_fusion.evaluation.fingerprints import fingerprint_of
 from captum_fusion.evaluation.labels import Classes, ObjectMasks, object_masks
-from captum_fusion.evaluation.measures import Subject
+from captum_fusion.evaluation.measures import COSTS, Subject
 from captum_fusion.evaluation.settings import Study
 from captum_fusion.evaluation.store import Row
 from captum_fusion.metrics import Curve
@@ -68,7 +68,6 @@ class Network:
             label: methods.build(study.methods[label], explained, {**chosen, "seed": study.seed}, self.options)
             for label in study.reference_first
         }
-        self._counter = _Counter(self.model)
         self._try_metrics(probe, int(output[0].argmax()))
 
     def settings(self) -> dict[str, Any]:
@@ -224,21 +223,13 @@ class Network:
             self._say(text)
 
     def _explain(
-        self, explain: methods.Explain, inputs: Tensor, target: int, spared: Spared
+        self, explain: methods.Explain, inputs: Tensor, target: int, saved: Spared
     ) -> tuple[Tensor, dict[str, float]]:
         """A map, and what it would have cost without sharing."""
-        before = Spared(spared.rows, spared.backward_rows, spared.seconds)
-        _synchronize(inputs)
-        start = time.perf_counter()
-        with self._counter as counter:
+        before = _costs_of(saved)
+        with Meter(self.model, inputs.device) as meter:
             attributions = explain(inputs, target)
-        _synchronize(inputs)
-        seconds = time.perf_counter() - start
-        costs = {
-            "rows": counter.rows + spared.rows - before.rows,
-            "backward_rows": counter.backward_rows + spared.backward_rows - before.backward_rows,
-            "seconds": seconds + spared.seconds - before.seconds,
-        }
+        costs = {name: cost + meter.costs[name] - before[name] for name, cost in _costs_of(saved).items()}
         if attributions.dim() != inputs.dim() or attributions.shape[0] != 1 or not attributions.numel():
             raise ValueError(f"the map must be of shape (1, channels, height, width), not {tuple(attributions.shape)}")
         if not attributions.isfinite().all():
@@ -309,34 +300,51 @@ def prepare(loaded: models.LoadedModel, picture: Any) -> tuple[Tensor, tuple[int
         raise ValueError(f"preprocessing failed ({models.first_line(error)})") from error
 
 
-class _Counter:
-    """Counts the samples that go through a network while it is entered; leaves no hook behind."""
+def _costs_of(saved: Spared) -> dict[str, float]:
+    """The cost columns of what sharing has saved so far."""
+    return dict(zip(COSTS, (saved.rows, saved.backward_rows, saved.seconds), strict=True))
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self.rows = self.backward_rows = 0
 
-    def __enter__(self) -> _Counter:
-        self.rows = self.backward_rows = 0
+class Meter:
+    """Measures what is run while it is entered; leaves no hook behind.
+
+    Samples are counted by hooks on the network. An accelerator works asynchronously, so the clock is read when all the
+    work given to it is done.
+
+    Args:
+        model (Module): The network.
+        device (device): Where it runs.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._model, self._device = model, device
+        self._forward = self._backward = 0
+        self.costs: dict[str, float] = {}
+
+    def __enter__(self) -> Meter:
         self._handle = self._model.register_forward_hook(self._count)
+        self._start = self._now()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._handle.remove()
+        if kind is None:
+            seconds = self._now() - self._start
+            self.costs = dict(zip(COSTS, (self._forward, self._backward, seconds), strict=True))
+
+    def _now(self) -> float:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+        return time.perf_counter()
 
     def _count(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if inputs and isinstance(inputs[0], Tensor):
-            self.rows += len(inputs[0])
+            self._forward += len(inputs[0])
         if isinstance(output, Tensor) and output.requires_grad:
             output.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
 
     def _count_backward(self, gradient: Tensor) -> None:
-        self.backward_rows += len(gradient)
-
-
-def _synchronize(inputs: Tensor) -> None:
-    if inputs.device.type != "cpu":
-        torch.accelerator.synchronize(inputs.device)
+        self._backward += len(gradient)
 
 
 def _weights(model: nn.Module) -> str:

@@ -34,7 +34,7 @@ from captum_fusion.evaluation.methods import MethodSpec, parse
 from captum_fusion.evaluation.store import Row, write_whole
 
 #: What a cost is called in a heading.
-_COST_HEADINGS = {"rows": "forward rows", "backward_rows": "backward rows"}
+_COST_HEADINGS = {"forward_samples": "forward samples", "backward_samples": "backward samples"}
 
 _MINUS, _TIMES, _NOTHING = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
