@@ -24,5 +24,5 @@ def near_misses(name: str, names: Iterable[str], most: int = 5) -> list[str]:
         (['grad-cam'], ['rise'])
     """
     known = list(dict.fromkeys(names))
-    containing = [each for each in known if name and name.casefold() in each.casefold()]
+    containing = [one for one in known if name and name.casefold() in one.casefold()]
     return list(dict.fromkeys([*containing[:most], *difflib.get_close_matches(name, known, most, 0.5)]))[:most]

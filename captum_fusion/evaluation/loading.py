@@ -52,7 +52,7 @@ def sources_of(
     if len(layers) != len(networks):
         raise ValueError(f"layer: there are {len(layers)} names for {len(networks)} models")
     sources: dict[str, NetworkSource] = {}
-    for network, file, place in zip(networks, files, layers, strict=True):
+    for network, file, layer_name in zip(networks, files, layers, strict=True):
         is_moved = isinstance(network, str)
         if is_moved:
             name = network.rpartition(":")[2]
@@ -67,7 +67,7 @@ def sources_of(
             raise ValueError(f"model must be a name, a torch.nn.Module or a LoadedModel, not {type(network).__name__}")
         if name in sources:
             raise ValueError(f"model: there are two called {name!r}; give LoadedModels with names of their own")
-        sources[name] = NetworkSource(name, load, place, is_moved)
+        sources[name] = NetworkSource(name, load, layer_name, is_moved)
     return list(sources.values())
 
 

@@ -169,40 +169,46 @@ _ALL = (
         "average_drop",
         "AD %",
         "down",
-        "How much of its score the class loses when only the highlighted part is shown and the rest is 0 in the "
-        "network's input, in percent of it. A larger mask loses less: read it beside the mask's area.",
+        "Percentage of its score that the class loses when only the highlighted part is shown and the rest of the "
+        "network's input is 0. Larger masks lose less: read it together with the mask's area.",
         _confidence(formulas.drop),
     ),
     Measure(
         "average_increase",
         "AI %",
         "up",
-        "Share of pictures whose score rises when only the highlighted part is shown.",
+        "Percentage of pictures whose score rises when only the highlighted part is shown.",
         _confidence(formulas.increase),
     ),
     Measure(
         "average_gain",
         "AG %",
         "up",
-        "How much of the score's distance to 1 is gained when only the highlighted part is shown.",
+        "Percentage of the score's distance to 1 that is gained when only the highlighted part is shown.",
         _confidence(formulas.gain),
     ),
-    Measure("win_rate", "win %", "up", "Share of pictures that drop less than under the reference method's map.", _win),
+    Measure(
+        "win_rate",
+        "win %",
+        "up",
+        "Percentage of pictures whose score drops less than with the reference method's map.",
+        _win,
+    ),
     Measure(
         "complexity",
         "area",
         "",  # a small mask is not better, it is harder
-        "Mean of the map in [0, 1]: the area of the mask that it is.",
+        "Mean of the map in [0, 1], i.e. the mask's area.",
         lambda subject, **options: metrics.complexity(
             formulas.upsample(subject.attributions.sum(1, keepdim=True), subject.inputs.shape[2:]), **options
         ),
     ),
     Measure(
-        "insertion", "insertion", "up", "Area under the score's curve while pixels are shown, best first.",
+        "insertion", "insertion", "up", "Area under the score's curve while pixels are shown, the highest first.",
         _of(metrics.insertion),
     ),
     Measure(
-        "deletion", "deletion", "down", "Area under the score's curve while pixels are taken away, best first.",
+        "deletion", "deletion", "down", "Area under the score's curve while pixels are removed, the highest first.",
         _of(metrics.deletion),
     ),
     Measure("overall", "ins - del", "up", "Insertion minus deletion.", _overall),
@@ -217,11 +223,11 @@ _ALL = (
         "road",
         "ROAD",
         "up",
-        "Half of how much less the score falls when the least highlighted pixels are imputed than when the most are.",
+        "Half the difference between the scores with the least and with the most highlighted pixels imputed.",
         lambda subject, **options: subject.call(metrics.road, **options).combined,
     ),
     Measure(
-        "pointing_game", "pointing %", "up", "Share of pictures whose highest value lies on the object.",
+        "pointing_game", "pointing %", "up", "Percentage of pictures whose highest map value lies on the object.",
         lambda subject, **options: 100 * metrics.pointing_game(subject.attributions, subject.region, **options),
         located=True,
     ),

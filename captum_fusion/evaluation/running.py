@@ -216,7 +216,7 @@ class _Run:
             keeps_disk = world.rank == 0 or (world.local_rank == 0 and not same_disk)
             try:
                 if keeps_disk:
-                    agree(output, settings, next(mine.each(), None) is not None, tqdm.write)
+                    agree(output, settings, next(mine.lines(), None) is not None, tqdm.write)
             except ValueError as error:
                 problem = str(error)
             world.stop_together(problem)
@@ -260,7 +260,7 @@ class _Run:
         cells = {(method, metric) for method in self.study.methods for metric in self.study.columns}
         return [
             row
-            for row in mine.each()
+            for row in mine.lines()
             if row["model"] in networks
             and row["image"] in images
             and (row["method"], row["metric"]) in cells
@@ -300,7 +300,7 @@ class _Run:
         """The pictures of this process that have cells to compute or maps to draw, with these cells."""
         done = {
             (row["image"], row["method"], row["metric"])
-            for row in mine.each()
+            for row in mine.lines()
             if row["model"] == model and store.is_done(row) and self._holds(row)
         }
         cells = [(method, metric) for method in self.study.methods for metric in self.study.columns]
