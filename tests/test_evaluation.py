@@ -414,6 +414,7 @@ def test_datasets_know_what_can_be_known_without_opening_them(tmp_path: Path) ->
     folder = open_dataset(tmp_path)
     assert (folder.names(), folder.source) == (["maps/drawn.png", "a.png"], str(tmp_path))
     assert folder.without([tmp_path / "maps"]).names() == ["a.png"], "an earlier run's drawings are not pictures"
+    assert folder.first(1).without([tmp_path / "elsewhere"]).names() == ["maps/drawn.png"]
     assert [example.name for example in folder.first(1)] == folder.first(1).names() == ["maps/drawn.png"]
     assert folder.first(1).class_names() == folder.first(9).class_names() == ["maps"]
     pairs = as_dataset([(dataset()[0].image, 1), (dataset()[1].image, 2)])

@@ -367,7 +367,11 @@ class ExampleDataset(ListDataset):
         def is_kept(image: Any) -> bool:
             return not isinstance(image, (str, Path)) or left_out.isdisjoint(Path(image).resolve().parents)
 
-        return ExampleDataset([example for example in self.items if is_kept(example.image)], self.source)
+        wanted = [example for example in self.items[: len(self)] if is_kept(example.image)]
+        rest = [example for example in self.items[len(self) :] if is_kept(example.image)]
+        kept = ExampleDataset([*wanted, *rest], self.source)
+        kept._length = len(wanted)
+        return kept
 
     def names(self) -> list[str]:
         """The names of the examples.
