@@ -261,6 +261,12 @@ BUNDLED = ("--model", "bundled")
 MISTAKES: dict[str, tuple[tuple[Any, ...], str]] = {
     "no file": (("absent.jpg", *BUNDLED), "there is no file absent.jpg"),
     "no image": ((__file__, *BUNDLED), "test_command_line.py is not an image"),
+    "no method": ((PICTURE, *BUNDLED, "--methods", ","), "methods: there is none"),
+    "no method, but options": ((PICTURE, *BUNDLED, "--methods", ",theta=3"), "no method 'theta=3'"),
+    "no option": (
+        (PICTURE, *BUNDLED, "--methods", "fusion-cam:teta=3"),
+        "fusion-cam has no option 'teta'; it has theta",
+    ),
     "no layer": ((PICTURE, *BUNDLED, "--layer", "stage5"), "no layer 'stage5'; did you mean .*stage4"),
     "empty layer": ((PICTURE, *BUNDLED, "--layer", ""), "the model has no layer ''; did you mean stage1"),
     "no spatial layer": (

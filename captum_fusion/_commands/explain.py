@@ -105,6 +105,8 @@ class _Explained(NamedTuple):
 def run(options: argparse.Namespace) -> None:
     """Explain each picture; write its figure and maps."""
     specs = methods.split(options.methods, METHODS)
+    if not specs:
+        raise CommandError("methods: there is none")
     try:
         for spec in specs:
             methods.check(spec)

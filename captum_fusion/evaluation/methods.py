@@ -106,7 +106,7 @@ def split(texts: Iterable[str], catalogue: Iterable[str] = ()) -> list[str]:
     specs: list[str] = []
     for text in texts:
         for i, part in enumerate(piece.strip() for piece in _parts(text)):
-            if i and "=" in part and ":" not in part.split("=")[0]:
+            if i and specs and "=" in part and ":" not in part.split("=")[0]:
                 specs[-1] += f",{part}"
             elif part:
                 specs += catalogue if part == "all" else [part]
