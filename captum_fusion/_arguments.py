@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+#: Names at least this long are searched for within other names.
+_LONG = 3
+
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """``value`` if it is one of the allowed words.
@@ -64,15 +67,26 @@ def percentage(name: str, value: Any) -> float:
     return float(value)
 
 
-def near_misses(name: str, known: Iterable[str], at_most: int = 3) -> list[str]:
-    """The known names that a misspelt one may have meant, the likeliest first.
+def near_misses(name: str, names: Iterable[str], most: int = 5) -> list[str]:
+    """The known names that a wrong one may stand for: those that contain it, then those that are spelled like it.
+
+    Args:
+        name (str): The wrong name.
+        names (iterable of str): The known names.
+        most (int, optional): The largest number of names to return.
+            Default: 5
+
+    Returns:
+        list[str]: Empty if there are none.
 
     Examples::
 
-        >>> near_misses("fuson-cam", ["fusion-cam", "score-cam", "rise"])
-        ['fusion-cam', 'score-cam']
+        >>> near_misses("cam", ["grad-cam", "rise"]), near_misses("raise", ["grad-cam", "rise"])
+        (['grad-cam'], ['rise'])
     """
-    return difflib.get_close_matches(name, list(known), n=at_most, cutoff=0.5)
+    known = list(dict.fromkeys(names))
+    containing = [one for one in known if len(name) >= _LONG and name.casefold() in one.casefold()]
+    return list(dict.fromkeys([*containing[:most], *difflib.get_close_matches(name, known, most, 0.5)]))[:most]
 
 
 def _is_finite(value: Any) -> bool:

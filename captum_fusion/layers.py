@@ -1,19 +1,20 @@
-"""Finding the layer to explain, by its dotted name or a sensible default, and reading the layers of transformers."""
+"""The layer to explain: by its dotted name, by default, and in transformers."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from captum_fusion._arguments import near_misses
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """The submodule with a dotted name.
+    """Find a submodule by its dotted name.
 
     Args:
         model (Module): The network.
@@ -23,7 +24,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
         Module: The submodule.
 
     Raises:
-        ValueError: If there is none of that name; the message lists the nearest ones.
+        ValueError: If there is no submodule of that name; the message suggests similar ones.
 
     Examples::
 
@@ -34,21 +35,21 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name and name in modules:
         return modules[name]
-    names = [each for each in modules if each]
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or [n for n, _ in model.named_children()]
+    near = near_misses(name, filter(None, modules)) or [child for child, _ in model.named_children()]
     raise ValueError(f"the model has no layer {name!r}; did you mean {', '.join(near)}?")
 
 
 def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
-    """The last convolutional stage: what most papers explain.
+    """Find the last convolutional stage, which most papers explain.
 
-    Of the modules that hold a convolution and return a map ``(N, channels, *spatial)`` with more than one position, the
-    last to finish in a forward pass, which is the outermost of nested ones. A convolution that only makes class
-    scores (as in SqueezeNet) does not count, nor do maps with their channels last (as in Swin transformers).
+    Among the modules that contain a convolution and return a map ``(N, channels, *spatial)`` with more than one
+    position, this is the last one to finish in a forward pass: of nested modules the outermost. A convolution that only
+    computes class scores (as in SqueezeNet) does not count, nor do maps with their channels last (as in Swin
+    transformers).
 
     Args:
-        model (Module): The network; it is run once, without gradients, in the mode that it is in.
-        inputs (Tensor): What it takes, the first of shape ``(N, channels, *spatial)``.
+        model (Module): The network; it is run once, without gradients, in its current mode.
+        inputs (Tensor): Its inputs, the first of shape ``(N, channels, *spatial)``.
 
     Returns:
         tuple[str, Module]: Dotted name and module, for example ``("layer4", ...)`` for a ResNet, ``("features", ...)``
@@ -67,15 +68,15 @@ def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
 
 
 def resolution_layers(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module]]:
-    """The last convolutional stage of every resolution, in the order of the network: what fusions of layers take.
+    """Find the last convolutional stage of every resolution, for methods that fuse layers.
 
     Args:
-        model (Module): The network; it is run once, without gradients, in the mode that it is in.
-        inputs (Tensor): What it takes, the first of shape ``(N, channels, *spatial)``.
+        model (Module): The network; it is run once, without gradients, in its current mode.
+        inputs (Tensor): Its inputs, the first of shape ``(N, channels, *spatial)``.
 
     Returns:
-        list[tuple[str, Module]]: Dotted names and modules, for example ``layer1`` to ``layer4`` for a ResNet. The last
-        is :func:`default_layer`'s.
+        list[tuple[str, Module]]: Dotted names and modules in the order of the network, for example ``layer1`` to
+        ``layer4`` for a ResNet. The last is :func:`default_layer`'s.
 
     Raises:
         ValueError: If there is no convolutional stage, as in a transformer.
@@ -96,11 +97,11 @@ def resolution_layers(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.M
 
 
 def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
-    """Modules that hold a convolution and return a map, with its spatial size, in the order in which they finish."""
+    """Modules that contain a convolution and return a map, with its spatial size, in the order in which they finish."""
     names = {
         module: name
         for name, module in model.named_modules()
-        if name and any(isinstance(each, _CONVOLUTIONS) for each in module.modules())
+        if name and any(isinstance(part, _CONVOLUTIONS) for part in module.modules())
     }
     stages: list[tuple[nn.Module, torch.Size]] = []
     channels_last: set[torch.Size] = set()
@@ -127,7 +128,7 @@ def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tup
         for stage, shape in stages
         if min(shape[2:]) > 1 and shape not in channels_last and (shape[1] != classes or stage in linear_after)
     ]
-    # A transformer's only convolution cuts the picture into patches.
+    # The only convolution of a transformer divides the picture into patches.
     patches_only = sum(isinstance(module, _CONVOLUTIONS) for module in model.modules()) == 1 and channels_last
     if not found or patches_only:
         raise ValueError("no convolutional stage with a spatial output was found; name the layer to explain")
@@ -175,7 +176,7 @@ class TokenGrid:
         return tokens[:, self.prefix :].transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *size)
 
     def inverse(self, maps: Tensor, tokens: Tensor) -> Tensor:
-        """Maps (N, C, h, w) back in the place of the grid in ``tokens``; the prefix stays as it is there."""
+        """Put maps (N, C, h, w) back into the grid of ``tokens``; the prefix is kept."""
         return torch.cat([tokens[:, : self.prefix], maps.flatten(2).transpose(1, 2).to(tokens.dtype)], 1)
 
 

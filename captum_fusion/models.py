@@ -1,4 +1,4 @@
-"""From a name or a file to a network that can be run: for the command line and the evaluation."""
+"""Loading networks by name, with their weights, preprocessing and class names."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_fusion import demo
+from captum_fusion._arguments import near_misses
 
 #: The name of the bundled network.
 BUNDLED = "bundled"
 
 
 class LoadedModel(NamedTuple):
-    """A network and what it takes to show it a picture.
+    """A network with its preprocessing and class names.
 
     Attributes:
-        name: How the user called it.
-        model: In eval mode, on the CPU.
+        name: Its name in messages and tables.
+        model: The network, in eval mode.
         preprocess: From an RGB picture to the network's input, (1, 3, H, W).
         restore: From such an input back to a picture, (1, 3, H, W) in [0, 1].
-        class_names: Names of the outputs, or None where unknown.
+        class_names: Names of the outputs, or None if unknown.
     """
 
     name: str
@@ -49,20 +50,23 @@ def load_model(
     Args:
         name (str): ``"bundled"``, the name of a torchvision classification model, or ``"package.module:function"``
             for a function without arguments that returns a ``torch.nn.Module``; modules in the current folder are
-            found, too. Such a network is shown 224 x 224 RGB pictures with ImageNet's normalisation; one that wants
-            anything else must prepare them itself.
+            found, too. Such a network gets 224 x 224 RGB pictures with ImageNet's normalisation; a network that needs
+            anything else must convert them itself.
         weights (str, optional): For torchvision models the name of published weights (``"DEFAULT"``,
-            ``"IMAGENET1K_V1"``; downloaded by torchvision); for all a state dict in a ``.safetensors`` or PyTorch
-            file. Default: None (published DEFAULT weights for a torchvision name, the function's own otherwise)
-        classes (str, optional): A file with the class names, a JSON list or one a line. Default: None
-        whole_image (bool, optional): Squeeze the whole picture into the input, where the published preprocessing
-            resizes it and crops its centre. Default: False
+            ``"IMAGENET1K_V1"``; downloaded by torchvision); for every model a state dict in a ``.safetensors`` or
+            PyTorch file.
+            Default: None (published DEFAULT weights for a torchvision name, the function's own otherwise)
+        classes (str, optional): A file with the class names, a JSON list or one a line.
+            Default: None
+        whole_image (bool, optional): Squeeze the whole picture into the input; the published preprocessing resizes it
+            and crops its centre.
+            Default: False
 
     Returns:
         LoadedModel: In eval mode, on the CPU.
 
     Raises:
-        ValueError: For a name, file or weights that do not fit, saying which and why.
+        ValueError: For a name, file or weights that do not fit; the message says which and why.
 
     Examples::
 
@@ -91,10 +95,10 @@ def load_model(
 
 
 def from_module(name: str, model: nn.Module, whole_image: bool = False) -> LoadedModel:
-    """A network of your own, shown 224 x 224 RGB pictures with ImageNet's normalisation.
+    """Give a network of your own the usual preprocessing: 224 x 224 RGB pictures with ImageNet's normalisation.
 
     Args:
-        name (str): What to call it.
+        name (str): Its name in messages and tables.
         model (Module): The network; its mode and device are left as they are.
         whole_image (bool, optional): Squeeze the whole picture into the input instead of cropping its centre.
             Default: False
@@ -114,18 +118,18 @@ def from_module(name: str, model: nn.Module, whole_image: bool = False) -> Loade
 
 
 def output_of(name: str, model: nn.Module, inputs: Tensor) -> Tensor:
-    """A classifier's output, or what is wrong with it.
+    """Run a classifier and check its output.
 
     Args:
-        name (str): What the model is called in the error.
+        name (str): The model's name in the error message.
         model (Module): The network.
-        inputs (Tensor): What it is given.
+        inputs (Tensor): Its input.
 
     Returns:
         Tensor: Of shape (N, classes), without gradients.
 
     Raises:
-        ValueError: If it does not take the input, or returns anything else.
+        ValueError: If the model does not take the input, or returns anything else.
 
     Examples::
 
@@ -143,6 +147,30 @@ def output_of(name: str, model: nn.Module, inputs: Tensor) -> Tensor:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"model: {name} must return a tensor of shape (N, classes), not {found}")
     return output
+
+
+def class_names_of(loaded: LoadedModel, outputs: int) -> list[str] | None:
+    """The names of a network's outputs: its own, or ImageNet's for 1000 outputs without names.
+
+    Args:
+        loaded (LoadedModel): The network.
+        outputs (int): How many outputs it has.
+
+    Returns:
+        list[str] or None: None where the names are not known.
+
+    Raises:
+        ValueError: If the number of names is not the number of outputs.
+
+    Examples::
+
+        >>> class_names_of(load_model("bundled"), 10)[3]
+        'three'
+    """
+    names = imagenet_classes() if loaded.class_names is None and outputs == 1000 else loaded.class_names
+    if names is not None and len(names) != outputs:
+        raise ValueError(f"classes: there are {len(names)} names for {outputs} outputs")
+    return None if names is None else list(names)
 
 
 def imagenet_classes() -> list[str]:
@@ -163,7 +191,7 @@ def _bundled_preprocess(image: Image.Image) -> Tensor:
 
 def _restorer(mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], Tensor]:
     def restore(inputs: Tensor) -> Tensor:
-        shift, scale = (inputs.new_tensor(each).reshape(1, -1, 1, 1) for each in (mean, std))
+        shift, scale = (inputs.new_tensor(values).reshape(1, -1, 1, 1) for values in (mean, std))
         return (inputs * scale + shift).clamp(0, 1)
 
     return restore
@@ -191,9 +219,10 @@ def _from_torchvision(
     from torchvision import models
 
     if name not in models.list_models(module=models):
+        near = near_misses(name, models.list_models(module=models)) or ["resnet50", "mobilenet_v3_large", "vgg16"]
         raise ValueError(
             f"there is no model {name!r}: give {BUNDLED!r}, package.module:function, or a torchvision classification "
-            f"model such as {', '.join(_near(name, models.list_models(module=models)))}"
+            f"model such as {', '.join(near)}"
         )
     published = models.get_model_weights(name)
     described = published.DEFAULT
@@ -269,7 +298,7 @@ def _read_state(file: Path) -> dict[str, Tensor]:
 
 
 def _without_wrapper(state: dict[str, Tensor], keys: Iterable[str]) -> dict[str, Tensor]:
-    """The state without the ``module.`` that a DataParallel puts before every key, unless the model has it, too."""
+    """Remove the ``module.`` that DataParallel puts before every key, unless the model's keys have it, too."""
     wrapped = all(key.startswith("module.") for key in state) and not any(key.startswith("module.") for key in keys)
     return {key.removeprefix("module."): value for key, value in state.items()} if wrapped else state
 
@@ -290,7 +319,7 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], file: str | None, na
 
 
 def _options_for(state: dict[str, Tensor], name: str) -> dict[str, Any]:
-    """What torchvision's builder must be told so that the model fits the weights."""
+    """The options of torchvision's builder that make the model fit the weights."""
     from torchvision import models
 
     with torch.device("meta"), warnings.catch_warnings():
@@ -298,11 +327,11 @@ def _options_for(state: dict[str, Tensor], name: str) -> dict[str, Any]:
         biases = [key for key, value in models.get_model(name, weights=None).named_parameters() if value.dim() == 1]
     state = _without_wrapper(state, biases)
     options: dict[str, Any] = {}
-    if biases and biases[-1] in state:  # as long as there are classes
+    if biases and biases[-1] in state:  # its length is the number of classes
         options["num_classes"] = state[biases[-1]].shape[0]
     if name in ("googlenet", "inception_v3"):
-        # Published weights of these two were trained on other preprocessing, which the model itself undoes; torchvision
-        # switches that on for them by name, but not for the same weights from a file.
+        # The published weights of these two were trained with another preprocessing, which the model undoes if it is
+        # told to. torchvision does that for weights that it downloads, but not for the same weights in a file.
         options |= {"transform_input": True, "aux_logits": any("aux" in key.lower() for key in state)}
         options["init_weights"] = False
     return options
@@ -314,17 +343,11 @@ def _read_classes(file: Path) -> list[str]:
         names = json.loads(text) if file.suffix == ".json" else text.rstrip().splitlines()
     except (OSError, ValueError) as error:
         raise ValueError(f"classes: {file} could not be read ({first_line(error)})") from error
-    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"classes: {file} must hold a list of names")
     return names
 
 
-def _near(name: str, names: Sequence[str]) -> list[str]:
-    import difflib
-
-    return difflib.get_close_matches(name, names, n=4) or ["resnet50", "mobilenet_v3_large", "vgg16"]
-
-
 def first_line(error: Exception) -> str:
-    """The first line of an exception's message, or the name of its class."""
+    """The first line of an exception's message, or the name of its class if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

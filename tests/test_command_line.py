@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import torch
 from PIL import Image
 
 from captum_fusion import demo
-from captum_fusion.__main__ import _open_image, main
+from captum_fusion.__main__ import main
+from captum_fusion._commands.explain import open_image
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.evaluation import METRICS as MEASURES
 from tests.networks import TupleLayer, make
@@ -50,7 +53,7 @@ def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
             main([*command, "--help"])
         assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    for word in ("--model", "--weights", "--layer", "--target", "--method", "--device", "--output", "--save-map"):
+    for word in ("--model", "--weights", "--layers", "--target", "--methods", "--device", "--output", "--save-map"):
         assert word in printed
 
 
@@ -133,12 +136,44 @@ def test_several_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "0), probability" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require")
+def test_both_commands_have_one_grammar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_maps.py").write_text(
+        "def bright(model, layer, inputs, target, power=1.0):\n    return inputs.abs().mean(1, keepdim=True) ** power\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    specs = ["fusion-cam:theta=20,weighting=raw", "captum.attr:Saliency:abs=False", "my_maps:bright:power=2"]
+    for option, words in (("--methods", specs), ("--method", [",".join(specs)])):
+        folder = tmp_path / option
+        arguments = (PICTURE, "--model", "bundled", option, *words, "--layers", "stage4", "--target", "3", "--save-map")
+        assert explain(folder, *arguments) == 0
+        files = ["fusion-cam_theta=20,weighting=raw", "captum.attr_Saliency_abs=False", "my_maps_bright_power=2"]
+        stem = Path(PICTURE).stem
+        assert {file.name for file in folder.iterdir()} == {
+            f"{stem}_methods.png", *(f"{stem}_{name}.npy" for name in files)
+        }  # fmt: skip
+        model, inputs = demo.load_model(), demo.preprocess(SCENE.image)
+        fusion = METHODS["fusion-cam"].build(model, [model.stage4], theta=20, weighting="raw").attribute(inputs, 3)
+        np.testing.assert_allclose(np.load(folder / f"{stem}_{files[0]}.npy"), fusion[0, 0].numpy(), atol=1e-4)
+        bright = inputs.abs().mean(1)[0] ** 2
+        bright = (bright - bright.min()) / (bright.max() - bright.min())
+        np.testing.assert_allclose(np.load(folder / f"{stem}_{files[2]}.npy"), bright.numpy(), atol=1e-4)
+        arguments = ("--model", "bundled", option, *words, "--layers", "stage4", "--explain", "label", "--limit", "1")
+        out = ("--metrics", "complexity", "--output", str(folder / "table"), "--pictures", "0")
+        assert main(["evaluate", "bundled", *arguments, *out]) == 0
+        run = json.loads((folder / "table" / "run.json").read_text())
+        assert list(run["run"]["methods"]) == specs
+        assert run["model bundled"]["layer"] == "stage4"
+
+
 def test_a_method_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong, hint in (("fusion", "did you mean fusion-cam"), ("xyz", "'captum-fusion methods' lists them")):
-        with pytest.raises(SystemExit) as stopped:
-            explain(tmp_path, PICTURE, "--model", "bundled", "--method", wrong)
-        assert stopped.value.code == 2
-        assert hint in capsys.readouterr().err
+        for command in (["explain", PICTURE], ["evaluate", "bundled"]):
+            arguments = ["--model", "bundled", "--method", wrong, "--output", str(tmp_path / "out")]
+            assert main([*command, *arguments]) == 2
+            assert hint in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_layers_and_methods_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,11 +191,25 @@ def test_list_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
     methods, metrics = capsys.readouterr().out.split("\n\n")
     assert [line.split()[0] for line in metrics.splitlines()[1:]] == list(MEASURES)
     lines = methods.splitlines()
-    assert lines[0].split() == ["method", "family", "rows", "paper"]
+    assert lines[0].split() == ["method", "family", "samples", "paper"]
     assert [line.split()[0] for line in lines[1:]] == list(METHODS)
     for line, method in zip(lines[1:], METHODS.values(), strict=True):
         assert method.info.cost in line
         assert line.endswith(method.url)
+
+
+@pytest.mark.parametrize("arguments", [["methods"], ["--help"]])
+def test_a_reader_that_goes_away_gets_no_traceback(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "captum_fusion", *arguments]
+    for buffered in ("", "1"):  # at the end, or while printing
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": buffered}
+        )
+        assert process.stdout is not None
+        process.stdout.close()
+        _, complaint = process.communicate(timeout=120)
+        assert process.returncode == 141 or arguments == ["--help"], "argparse ignores it by itself"
+        assert complaint == b""
 
 
 def test_several_pictures_in_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,6 +261,12 @@ BUNDLED = ("--model", "bundled")
 MISTAKES: dict[str, tuple[tuple[Any, ...], str]] = {
     "no file": (("absent.jpg", *BUNDLED), "there is no file absent.jpg"),
     "no image": ((__file__, *BUNDLED), "test_command_line.py is not an image"),
+    "no method": ((PICTURE, *BUNDLED, "--methods", ","), "methods: there is none"),
+    "no method, but options": ((PICTURE, *BUNDLED, "--methods", ",theta=3"), "no method 'theta=3'"),
+    "no option": (
+        (PICTURE, *BUNDLED, "--methods", "fusion-cam:teta=3"),
+        "fusion-cam has no option 'teta'; it has theta",
+    ),
     "no layer": ((PICTURE, *BUNDLED, "--layer", "stage5"), "no layer 'stage5'; did you mean .*stage4"),
     "empty layer": ((PICTURE, *BUNDLED, "--layer", ""), "the model has no layer ''; did you mean stage1"),
     "no spatial layer": (
@@ -330,7 +385,7 @@ def test_pictures_are_read_as_people_see_them(tmp_path: Path, kind: str) -> None
         picture, exif[0x0112] = picture.transpose(Image.Transpose.ROTATE_90), 6
     file = tmp_path / "picture.png"
     picture.save(file, exif=exif)
-    read = np.asarray(_open_image(file))
+    read = np.asarray(open_image(file))
     assert read.shape == (32, 64, 3)
     np.testing.assert_allclose(read[0, :, 0], ramp[0] / 257, atol=1.5)
 
@@ -358,7 +413,7 @@ def test_a_figure_that_cannot_be_written_leaves_no_half_of_it(tmp_path: Path, mo
 
 
 def test_bad_arguments_are_argparses(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["explain"], ["explain", PICTURE, "--method", "no-cam"], []):
+    for arguments in (["explain"], ["explain", PICTURE, "--score-fn", "no-fn"], []):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from captum_fusion import LayerFusionCAM, LayerISCAM, LayerScoreCAM, LayerUnionCAM, metrics, models
 from captum_fusion.evaluation import METRICS, PRESETS, Example, Region, evaluate, open_dataset
-from captum_fusion.evaluation.methods import Place, Stage, build, fingerprint, parse, split
+from captum_fusion.evaluation.data import as_dataset
+from captum_fusion.evaluation.methods import ExplainedLayers, Stage, build, fingerprint, parse, split
+from captum_fusion.evaluation.network import Meter
 from captum_fusion.evaluation.store import Store
 from captum_fusion.functional import normalize, upsample
 from captum_fusion.metrics import average_drop, average_increase, complexity, deletion, energy_pointing_game, insertion
@@ -122,28 +124,45 @@ def test_costs_are_those_of_each_method_alone(tmp_path: Path) -> None:
     shared = run(tmp_path / "a", methods=methods, metrics=["complexity"])
     alone = {each: run(tmp_path / each, methods=[each], metrics=["complexity"]).rows for each in methods}
     for method in methods:
-        for cost in ("rows", "backward_rows"):
+        for cost in ("forward_samples", "backward_samples"):
             assert values(shared.rows, method, cost) == values(alone[method], method, cost), (method, cost)
         assert min(values(shared.rows, method, "seconds")) > 0
-    assert set(values(shared.rows, "fusion-cam", "rows")) == {8 + 5}
-    assert set(values(shared.rows, "fusion-cam", "backward_rows")) == {1}
-    assert set(values(shared.rows, "score-cam", "rows")) == {8 + 1}
+    assert set(values(shared.rows, "fusion-cam", "forward_samples")) == {8 + 5}
+    assert set(values(shared.rows, "fusion-cam", "backward_samples")) == {1}
+    assert set(values(shared.rows, "score-cam", "forward_samples")) == {8 + 1}
+
+
+def test_seconds_end_when_the_accelerator_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls only queue work on a device; the work is done when somebody waits for it."""
+    clock = {"now": 0.0, "queued": 5.0}  # what an earlier method has left
+
+    def wait(device: torch.device) -> None:
+        clock["now"], clock["queued"] = clock["now"] + clock["queued"], 0.0
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", wait)
+    monkeypatch.setattr("time.perf_counter", lambda: clock["now"])
+    model = make()
+    with Meter(model, torch.device("cuda")) as meter:
+        model(images(3, 3, 8, 8)).sum().backward()
+        clock["queued"] += 2.0
+    assert meter.costs == {"forward_samples": 3, "backward_samples": 3, "seconds": 2.0}
+    assert hooks_on(model) == 0
 
 
 def test_labels_are_explained_if_asked_for(tmp_path: Path) -> None:
-    found = run(tmp_path, target="label", metrics=["complexity"])
+    found = run(tmp_path, explain="label", metrics=["complexity"])
     targets = {row["image"]: row["target"] for row in found.rows}
     assert targets == {f"image {i}": i % 5 for i in range(4)}
     with pytest.raises(ValueError, match=r"none of the 4 pictures could be explained.*it has no label"):
-        run(tmp_path / "b", dataset(labels=False), target="label", metrics=["complexity"])
+        run(tmp_path / "b", dataset(labels=False), explain="label", metrics=["complexity"])
 
 
 def test_labels_of_one_picture_are_one_picture_to_an_interval(tmp_path: Path) -> None:
     one, two = (example.image for example in dataset(2))
     several = [Example("a#1", one, (1,)), Example("a#2", one, (3,))]
-    found = run(tmp_path / "one", several, target="label", metrics=["complexity"])
+    found = run(tmp_path / "one", several, explain="label", metrics=["complexity"])
     assert all(cell.low is None for cell in found.cells if cell.count), "there is one picture only"
-    found = run(tmp_path / "two", [*several, Example("b", two, (2,))], target="label", metrics=["complexity"])
+    found = run(tmp_path / "two", [*several, Example("b", two, (2,))], explain="label", metrics=["complexity"])
     by_image = dict(zip(("a#1", "a#2", "b"), values(found.rows, "score-cam", "complexity"), strict=True))
     (cell,) = [each for each in found.cells if (each.method, each.metric) == ("score-cam", "complexity")]
     ends = sorted([(by_image["a#1"] + by_image["a#2"]) / 2, by_image["b"]])
@@ -152,7 +171,7 @@ def test_labels_of_one_picture_are_one_picture_to_an_interval(tmp_path: Path) ->
     for name in ("a", "b"):
         Image.new("RGB", (20, 20), "red").save(tmp_path / f"{name}.png")
     (tmp_path / "list.csv").write_text("file,label\na.png,1\na.png,2\n")
-    found = run(tmp_path / "csv", tmp_path / "list.csv", target="label", metrics=["complexity"])
+    found = run(tmp_path / "csv", tmp_path / "list.csv", explain="label", metrics=["complexity"])
     assert {row["image"] for row in found.rows} == {"a.png#1", "a.png#2"}
     assert all(cell.low is None for cell in found.cells if cell.count)
 
@@ -161,21 +180,21 @@ def test_of_several_right_labels_the_networks_best_counts(tmp_path: Path) -> Non
     loaded = small()
     (example,) = dataset(1)
     best = int(loaded.model(example.image[None])[0, [1, 3]].argmax())
-    found = run(tmp_path, [Example("a", example.image, (1, 3))], loaded, target="label", metrics=["complexity"])
+    found = run(tmp_path, [Example("a", example.image, (1, 3))], loaded, explain="label", metrics=["complexity"])
     assert {row["target"] for row in found.rows} == {(1, 3)[best]}
 
 
 def test_labels_by_name_and_by_the_order_of_folders(tmp_path: Path) -> None:
     data = [Example(f"{name}.png", x, (name,)) for name, x in zip("edcba", images(5, 3, 16, 16), strict=True)]
-    by_order = run(tmp_path / "a", data, target="label", metrics=["complexity"])
+    by_order = run(tmp_path / "a", data, explain="label", metrics=["complexity"])
     assert {row["image"]: row["target"] for row in by_order.rows} == {f"{n}.png": i for i, n in enumerate("abcde")}
     named = small()._replace(class_names=["e", "D", "c", "b", "a"])
-    by_name = run(tmp_path / "b", data, named, target="label", metrics=["complexity"])
+    by_name = run(tmp_path / "b", data, named, explain="label", metrics=["complexity"])
     assert {row["image"]: row["target"] for row in by_name.rows} == {f"{n}.png": i for i, n in enumerate("edcba")}
     with pytest.raises(ValueError, match="its label 'e' is none of the network's classes"):
-        run(tmp_path / "c", data[:3], target="label", metrics=["complexity"])  # three folders are not the five outputs
+        run(tmp_path / "c", data[:3], explain="label", metrics=["complexity"])  # three folders are not the five outputs
     mixed = small()._replace(class_names=["e", "x", "c", "b", "a"])  # then the folder "d" is not the fourth class
-    found = run(tmp_path / "d", data, mixed, target="label", metrics=["complexity"])
+    found = run(tmp_path / "d", data, mixed, explain="label", metrics=["complexity"])
     assert {row["image"] for row in found.rows} == {"a.png", "b.png", "c.png", "e.png"}
 
 
@@ -188,7 +207,7 @@ def test_places_go_through_the_preprocessing(tmp_path: Path) -> None:
         return nn.functional.pad(torch.ones(1, 1, 8, 8), (0, 8, 0, 8))
 
     metrics = ["pointing_game:tolerance=0", "energy_pointing_game", "localization_iou", "segmentation_iou"]
-    found = run(tmp_path, data, methods={"corner": corner}, metrics=metrics, target="label")
+    found = run(tmp_path, data, methods={"corner": corner}, metrics=metrics, explain="label")
     for metric in metrics:
         known, other_class, nowhere = values(found.rows, "corner", metric)
         assert known == pytest.approx(100.0 if "pointing_game:" in metric else 1.0)
@@ -198,14 +217,14 @@ def test_places_go_through_the_preprocessing(tmp_path: Path) -> None:
         "only objects of classes that are not explained are known"
     }
     assert {row.get("error") for row in found.rows if row["image"] == "c" and row["metric"] in metrics} == {
-        "the object's place is not known"
+        "the object's location is not known"
     }
 
 
 def test_every_metric_runs(tmp_path: Path) -> None:
     found = evaluate(
         "bundled", "bundled", output=tmp_path, methods=["fusion-cam", "xgrad-cam"], metrics=list(METRICS), limit=1,
-        pictures=1, show_progress=False, target="label",
+        pictures=1, show_progress=False, explain="label",
     )  # fmt: skip
     assert not [row for row in found.rows if row["value"] is None]
     assert list((tmp_path / "maps").rglob("*.png"))
@@ -340,11 +359,12 @@ def test_stages_of_a_fusion() -> None:
         assert torch.allclose(plain, normalize(details.gradient_map + details.region_map), atol=1e-6)
         denoised = Stage(fusion, "denoised").attribute(x, 1)
         assert torch.allclose(denoised, normalize(details.denoised_map + details.region_map), atol=1e-6)
-        place = Place(model, [model.conv2], [])
-        built = build(f"{name}:stage=sum,theta=60", place, {}, {})(x, 1)
+        explained = ExplainedLayers(model, [model.conv2])
+        built = build(f"{name}:stage=sum,theta=60", explained, {}, {})(x, 1)
         assert torch.allclose(built, plain, atol=1e-6) == (name == "fusion-cam"), "UnionCAM's gradients undenoised"
 
 
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require")
 def test_methods_and_metrics_of_ones_own(tmp_path: Path) -> None:
     def brightness(model: Any, layer: Any, inputs: Tensor, target: Any) -> Tensor:
         assert isinstance(layer, nn.Module)
@@ -362,10 +382,13 @@ def test_methods_and_metrics_of_ones_own(tmp_path: Path) -> None:
     )  # fmt: skip
     expected = [float(example.image.abs().mean(0).max()) for example in dataset()]
     assert values(found.rows, "mine", "peak") == pytest.approx(expected)
-    assert len(values(found.rows, "saliency", "average_drop")) == 4
+    drops = values(found.rows, "saliency", "average_drop")
+    assert len(drops) == 4
+    assert None not in drops
     assert "mine" in (tmp_path / "index.html").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require")
 def test_by_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_cams.py").write_text(
         "def ones(model, layer, inputs, target, value=1.0):\n    return inputs[:, :1] * 0 + value\n"
@@ -379,7 +402,28 @@ def test_by_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     )
     assert values(found.rows, "my_cams:ones", "my_cams:area") == [1.0] * 4
     assert values(found.rows, "my_cams:ones:value=3", "my_cams:area") == [3.0] * 4
-    assert len(values(found.rows, "captum.attr:Saliency:abs=False", "my_cams:area")) == 4
+    areas = values(found.rows, "captum.attr:Saliency:abs=False", "my_cams:area")
+    assert len(areas) == 4
+    assert None not in areas
+
+
+def test_datasets_know_what_can_be_known_without_opening_them(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "maps").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "maps" / "drawn.png")
+    folder = open_dataset(tmp_path)
+    assert (folder.names(), folder.source) == (["maps/drawn.png", "a.png"], str(tmp_path))
+    assert folder.without([tmp_path / "maps"]).names() == ["a.png"], "an earlier run's drawings are not pictures"
+    assert folder.first(1).without([tmp_path / "elsewhere"]).names() == ["maps/drawn.png"]
+    assert [example.name for example in folder.first(1)] == folder.first(1).names() == ["maps/drawn.png"]
+    assert folder.first(1).class_names() == folder.first(9).class_names() == ["maps"]
+    pairs = as_dataset([(dataset()[0].image, 1), (dataset()[1].image, 2)])
+    assert pairs.names() == list(pairs.identities(True)) == ["0", "1"]
+    assert pairs.identities(True)["0"] != pairs.identities(False)["0"]
+    late = as_dataset(Tensors())
+    assert (late.source, late.names()[:2], late.identities(True)) == ("Tensors", ["0", "1"], {})
+    with pytest.raises(IndexError):
+        folder[2]
 
 
 def test_a_method_that_fails_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -423,7 +467,7 @@ class Asserting(Net):
         ({"metrics": ["insertion:steps"]}, "options are written option=value"),
         ({"metrics": ["pointing_game:tolerance=-1"]}, "metrics: pointing_game:tolerance=-1: tolerance"),
         ({"metrics": ["tests.networks:images:zzz=3"]}, "tests.networks:images has no option 'zzz'"),
-        ({"metrics": {"rows": "complexity"}}, "metrics: 'rows' is always measured"),
+        ({"metrics": {"seconds": "complexity"}}, "metrics: 'seconds' is always measured"),
         ({"methods": {1: "grad-cam"}}, "methods: a label must be a text, not 1"),
         ({"methods": ["grad-cam:theta"]}, "options are written option=value"),
         ({"methods": ["captum.attr:NoiseTunnel"]}, "captum.attr:NoiseTunnel could not be made"),
@@ -440,7 +484,7 @@ class Asserting(Net):
         ({"model": ["bundled", "tests.networks:nothing"]}, "model: tests.networks:nothing could not be imported"),
         ({"preset": "fusion"}, "no preset 'fusion'.*fusioncam-table"),
         ({"reference": "rise"}, "reference must be one of the methods"),
-        ({"target": "best"}, "target must be one of"),
+        ({"explain": "best"}, "explain must be one of"),
         ({"limit": 0}, "limit must be an int of at least 1"),
         ({"threads": 0}, "threads must be"),
         ({"perturbations_per_eval": 0}, "perturbations_per_eval must be"),
@@ -502,12 +546,12 @@ class Tensors:
 
 
 def test_no_picture_is_the_run(tmp_path: Path) -> None:
-    found = run(tmp_path, Tensors(), metrics=["average_drop", "pointing_game"], target="label", pictures=9)
+    found = run(tmp_path, Tensors(), metrics=["average_drop", "pointing_game"], explain="label", pictures=9)
     assert {row["image"] for row in found.rows} == {"1", "5", "6"}
     reasons = {row["image"]: row["error"] for row in found.rows if row["metric"] == "pointing_game"}
     assert "nowhere.png could not be read" in reasons["5"]
     assert "not finite" in reasons["6"]
-    assert reasons["1"] == "the object's place is not known"
+    assert reasons["1"] == "the object's location is not known"
     page = (tmp_path / "index.html").read_text()
     for why in ("no file /broken.png", "floating point", "does not take an input", "index or name", "division"):
         assert why in page, why
@@ -523,7 +567,7 @@ def test_masks_count_before_boxes(tmp_path: Path) -> None:
 
     data = [Example("a", Image.new("RGB", (16, 16), "red"), (2,), (region,))]
     metrics = ["segmentation_iou", "localization_iou"]
-    found = run(tmp_path, data, methods={"corner": corner}, metrics=metrics, target="label")
+    found = run(tmp_path, data, methods={"corner": corner}, metrics=metrics, explain="label")
     assert values(found.rows, "corner", "segmentation_iou") == [1.0]
     assert values(found.rows, "corner", "localization_iou") == [0.5]
 
@@ -605,7 +649,8 @@ def test_more_images_methods_and_metrics_are_added(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"perturbations_per_eval": 2}, {"target": "label"}, {"seed": 3}, {"threads": 2}, {"score_fn": "sigmoid"}]
+    "change",
+    [{"perturbations_per_eval": 2}, {"explain": "label"}, {"seed": 3}, {"threads": 2}, {"score_fn": "sigmoid"}],
 )
 def test_rows_of_other_settings_are_not_mixed(tmp_path: Path, change: dict[str, Any]) -> None:
     run(tmp_path, limit=1, metrics=["complexity"])
@@ -658,7 +703,7 @@ def test_a_mistake_locks_no_folder(tmp_path: Path) -> None:
     for wrong in ({"methods": ["grad-can"]}, {"layer": "nowhere"}, {"model": small()._replace(class_names=["a"])}):
         with pytest.raises(ValueError, match=r"grad-can|nowhere|classes"):
             run(tmp_path / "out", **wrong)
-    run(tmp_path / "out", limit=1, target="label", metrics=["complexity"])
+    run(tmp_path / "out", limit=1, explain="label", metrics=["complexity"])
 
 
 class Counted:
@@ -711,11 +756,29 @@ def test_a_label_stands_for_one_function_with_all_that_it_encloses(tmp_path: Pat
     def either(k: int, model: Any, layer: Any, inputs: Tensor, target: int) -> Tensor:
         return inputs[:, :1].abs() ** k
 
+    class Scaled:
+        def __init__(self, factor: Any) -> None:
+            self.factor = factor
+
+        def __call__(self, model: Any, layer: Any, inputs: Tensor, target: Any) -> Tensor:
+            return inputs[:, :1].abs() * self.factor
+
+    def recursive(k: int) -> Any:
+        def explain(model: Any, layer: Any, inputs: Tensor, target: Any, depth: int = k) -> Tensor:
+            return inputs[:, :1].abs() if depth == 0 else explain(model, layer, inputs, target, depth - 1)
+
+        return explain
+
     cam = partial(LayerFusionCAM, model)
     for number, (one, same, other) in enumerate(
         [
             (power(1), power(1), power(3)),
             (partial(either, 1), partial(either, 1), partial(either, 3)),
+            (recursive(1), recursive(1), recursive(2)),
+            (Scaled(2.0), Scaled(2.0), Scaled(3.0)),
+            (Scaled(torch.ones(2)), Scaled(torch.ones(2)), Scaled(torch.zeros(2))),
+            (Scaled(2.0).__call__, Scaled(2.0).__call__, Scaled(3.0).__call__),
+            (Stage(cam(model.conv2), "union"), Stage(cam(model.conv2), "union"), Stage(cam(model.conv1), "union")),
             (cam(model.conv2), cam(model.conv2), cam(model.conv1)),
             (cam(model.conv2), cam(model.conv2), cam(model.conv2, region_method=LayerISCAM(model, model.conv2))),
             (NoiseTunnel(cam(model.conv2)), NoiseTunnel(cam(model.conv2)), NoiseTunnel(cam(model.conv2, theta=3))),
@@ -742,7 +805,7 @@ def test_rows_of_other_pictures_are_not_taken_for_these(tmp_path: Path) -> None:
     again = run(tmp_path / "pairs", changed, metrics=["complexity"])
     assert content_of(again) == content_of(run(tmp_path / "pairs b", changed, metrics=["complexity"]))
 
-    seen: dict[str, Any] = {"target": "label", "metrics": ["complexity"]}
+    seen: dict[str, Any] = {"explain": "label", "metrics": ["complexity"]}
     before = run(tmp_path / "c", data, **seen)
     labelled = [data[0], Example("image 1", data[1].image, (4,)), *data[2:]]
     after = run(tmp_path / "c", labelled, **seen)
@@ -978,11 +1041,11 @@ def test_the_command_stopped_or_out_of_disk(
     def stopped(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("captum_fusion.__main__.evaluate", stopped)
+    monkeypatch.setattr("captum_fusion._commands.evaluate.evaluate", stopped)
     with pytest.raises(SystemExit) as ended:
         main([*words, "--output", str(tmp_path)])
     assert ended.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
 
 
 def test_names_that_are_not_unicode(tmp_path: Path) -> None:

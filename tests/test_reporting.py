@@ -53,8 +53,8 @@ def rows_of(given: Study, seed: int = 0) -> list[dict[str, Any]]:
     rng, rows = np.random.default_rng(seed), []
     for model, method, i in itertools.product(given.models, given.methods, range(given.images)):
         values = {"average_drop": 60 * rng.random(), "average_increase": 100.0 * rng.integers(2)}
-        values |= {"rows": 513, "backward_rows": 1, "seconds": 0.1 + rng.random()}
-        for metric in (*given.metrics, "rows", "backward_rows", "seconds"):
+        values |= {"forward_samples": 513, "backward_samples": 1, "seconds": 0.1 + rng.random()}
+        for metric in (*given.metrics, "forward_samples", "backward_samples", "seconds"):
             one = row(f"{i}.png", method, metric, float(values.get(metric, rng.random())), model=model)
             if metric in ("insertion", "deletion"):
                 shares = np.linspace(0, 1, 6)
@@ -190,7 +190,7 @@ def test_missing_values_are_counted_and_left_out() -> None:
 
 def test_a_method_that_failed_is_one_line_of_the_page(tmp_path: Path) -> None:
     given = study(methods=["a", "b"], metrics=["insertion", "deletion"], reference=None, images=2)
-    every = ["insertion", "deletion", "rows", "backward_rows", "seconds"]
+    every = ["insertion", "deletion", "forward_samples", "backward_samples", "seconds"]
     rows = [row(i, "a", metric, None, error="out of memory") for metric in every for i in "xy"]
     rows += [row(i, "b", metric, 1.0) for metric in every[1:] for i in "xy"]
     rows += [row("x", "b", "insertion", None, error="no curve"), row("y", "b", "insertion", 0.5)]
@@ -313,7 +313,7 @@ def test_a_csv_table_read_back_is_the_summary(tmp_path: Path) -> None:
         for name, column in zip(names, columns, strict=True):
             text, value = line[metric + column], getattr(found, name)
             assert text == "" if value is None else float(text) == value
-    assert [(line["rows"], line["images"]) for line in lines] == [("513.0", "20")] * 2
+    assert [(line["forward_samples"], line["images"]) for line in lines] == [("513.0", "20")] * 2
     assert [line["errors"] for line in lines] == ["1", "0"]
     assert "seconds" not in (tmp_path / "tables/net.csv").read_text()
 
@@ -321,13 +321,13 @@ def test_a_csv_table_read_back_is_the_summary(tmp_path: Path) -> None:
 def test_cost_is_relative_to_the_reference_over_common_pictures(tmp_path: Path) -> None:
     seconds = {"grad-cam": {"a": 1.0, "b": 2.0, "c": 30.0}, "fusion-cam:theta=5": {"a": 4.0, "b": 8.0}}
     rows = [row(i, method, "seconds", v) for method, each in seconds.items() for i, v in each.items()]
-    rows += [row(i, "grad-cam", "rows", v) for i, v in (("a", 1), ("b", 2))]
+    rows += [row(i, "grad-cam", "forward_samples", v) for i, v in (("a", 1), ("b", 2))]
     given = study()
     write_report(tmp_path, rows, given)
     first, second = table(tmp_path / "tables/net_cost.csv")
     assert (first["seconds_median"], first["seconds_mean"], first["seconds_relative"]) == ("2.0", "11.0", "0.25")
-    assert (second["seconds_median"], second["seconds_relative"], second["rows"]) == ("6.0", "1.0", "")
-    assert first["rows"] == "1.5"
+    assert (second["seconds_median"], second["seconds_relative"], second["forward_samples"]) == ("6.0", "1.0", "")
+    assert first["forward_samples"] == "1.5"
     line = next(each for each in (tmp_path / "tables/net_cost.md").read_text().splitlines() if "| grad-cam" in each)
     assert [each.strip() for each in line.split("|")[2:-1]] == ["1.5", "–", "2.00", "11.0", "0.250 ×"]  # noqa: RUF001
     write_report(tmp_path / "b", rows, study(reference=None))

@@ -77,6 +77,28 @@ class FusionDetails(NamedTuple):
 _Detailed = tuple[TensorOrTupleOfTensors, FusionDetails | tuple[FusionDetails, ...]]
 DetailedAttributions = _Detailed | list[_Detailed]
 
+
+def single(result: DetailedAttributions) -> tuple[Tensor, FusionDetails]:
+    """What ``attribute`` returned with ``return_details=True`` for one layer that returns one tensor.
+
+    Raises:
+        ValueError: If there are several layers or tensors.
+
+    Examples::
+
+        >>> from captum_fusion import demo
+        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> fusion = LayerFusionCAM(model, model.stage4)
+        >>> result = fusion.attribute(demo.preprocess(scene.image), scene.labels[0], return_details=True)
+        >>> attribution, details = single(result)
+    """
+    if isinstance(result, tuple):
+        attribution, details = result
+        if isinstance(attribution, Tensor) and isinstance(details, FusionDetails):
+            return attribution, details
+    raise ValueError("the layer must return one tensor, not several; name a part of it")
+
+
 #: For each tensor of a layer, the fused map and how it came about.
 _Fused = list[tuple[Tensor, FusionDetails]]
 

@@ -1,4 +1,4 @@
-"""Metrics by the name that a table knows them by, each computed on one explained picture."""
+"""The metrics of the tables by name, each computed for one picture that one method has explained."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from torch import Tensor
 from captum_fusion import functional as formulas
 from captum_fusion import metrics
 from captum_fusion.evaluation.data import Example
-from captum_fusion.evaluation.methods import Explain, Words, import_object, parse, refuse_unknown, unknown
+from captum_fusion.evaluation.labels import ObjectMasks
+from captum_fusion.evaluation.methods import Explain, MethodSpec, import_object, parse, refuse_unknown, unknown
 from captum_fusion.metrics import Curve
 
-#: What a metric finds: a number, a curve, or why there is none.
+#: The value of a metric: a number, a curve, or why there is none.
 Outcome = float | Curve | str
+
+
+_NONE = torch.zeros(0, 1, 1, dtype=torch.bool)
+_NO_OBJECTS = ObjectMasks(_NONE, _NONE, "the object's location is not known")
 
 
 @dataclass
 class Subject:
-    """One picture, explained once by one method: what a metric is computed of.
+    """A picture that a method has explained: what a metric is computed for.
 
     Attributes:
         model: The network.
-        inputs: What it was shown, ``(1, C, H, W)``.
+        inputs: Its input, ``(1, C, H, W)``.
         attributions: What the method returned, ``(1, C, *spatial)``.
         target: The explained class.
         example: The picture's description.
         explain: The method, for metrics that explain again.
         options: ``score_fn``, ``perturbations_per_eval`` and ``seed``, for the metrics that have them.
-        regions: Where the objects of the explained class are in ``inputs``, masks, bool ``(B, H, W)``.
-        boxes: Their boxes, as masks of the same kind.
-        nowhere: Why there are no regions.
+        objects: Where the objects of the explained class are in ``inputs``.
         rivals: Drops under the reference method's map, by the metric's options.
-        is_reference: Whether this is the reference method.
+        is_reference: Whether the method is the reference.
     """
 
     model: Any
@@ -47,30 +50,28 @@ class Subject:
     example: Example
     explain: Explain
     options: Mapping[str, Any] = field(default_factory=dict)
-    regions: Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1, dtype=torch.bool))
-    boxes: Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1, dtype=torch.bool))
-    nowhere: str = "the object's place is not known"
+    objects: ObjectMasks = _NO_OBJECTS
     rivals: dict[Any, float] = field(default_factory=dict)
     is_reference: bool = False
-    found: dict[Any, Any] = field(default_factory=dict)
+    _values: dict[Any, Any] = field(default_factory=dict)
 
     def call(self, metric: Callable[..., Any], **options: Any) -> Any:
-        """A metric of :mod:`captum_fusion.metrics` on this subject; computed once for the same options."""
+        """Compute a metric of :mod:`captum_fusion.metrics`, once for the same options."""
         key = metric, options_key(options)
-        if key not in self.found:
+        if key not in self._values:
             given = {**self.options_of(metric), **options}
-            self.found[key] = metric(self.model, self.inputs, self.attributions, self.target, **given)
-        return self.found[key]
+            self._values[key] = metric(self.model, self.inputs, self.attributions, self.target, **given)
+        return self._values[key]
 
     def options_of(self, metric: Callable[..., Any]) -> dict[str, Any]:
-        """Those of the options that a metric has."""
+        """The options that a metric has."""
         known = inspect.signature(metric).parameters
         return {key: value for key, value in self.options.items() if key in known}
 
     @cached_property
     def region(self) -> Tensor:
-        """The union of the regions, bool (1, H, W)."""
-        return self.regions.any(0, keepdim=True)
+        """The union of the objects' masks, bool (1, H, W)."""
+        return self.objects.masks.any(0, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,12 @@ class Measure:
     """A metric as a table shows it.
 
     Attributes:
-        name: What the command line calls it.
-        heading: Short, for a column.
-        better: ``"up"``, ``"down"`` or ``""``.
-        meaning: A sentence that says what it is.
-        compute: From a subject, with options of the metric.
-        located: Whether it needs to know where the object is.
+        name: Its name on the command line.
+        heading: The heading of its column.
+        better: Whether higher (``"up"``) or lower (``"down"``) values are better; ``""`` for neither.
+        meaning: A sentence that explains it.
+        compute: Computes it for a subject, with options of the metric.
+        located: Whether it needs the object's location.
         described: Whether it is given the example.
     """
 
@@ -97,11 +98,11 @@ class Measure:
 
     @property
     def ours(self) -> bool:
-        """Whether it is one of :data:`METRICS`, and not a user's own."""
+        """Whether it is one of :data:`METRICS`, not a user's own."""
         return METRICS.get(self.name) is self
 
     @property
-    def sees_places(self) -> bool:
+    def sees_regions(self) -> bool:
         """Whether its value may depend on the example's regions."""
         return self.located or self.described
 
@@ -111,7 +112,7 @@ def _of(metric: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _confidence(formula: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
-    """A metric of the scores of the whole picture and of its highlighted part, which are found once for all of them."""
+    """A metric of two scores, for the whole picture and its highlighted part, which are computed once for all."""
     return lambda subject, **options: formula(*subject.call(metrics.confidences, **options))
 
 
@@ -121,7 +122,7 @@ def options_key(options: Mapping[str, Any]) -> Any:
 
 
 def drop_of(subject: Subject, options: Mapping[str, Any]) -> float:
-    """The drop of a subject, in percent."""
+    """The average drop of a subject, in percent."""
     return float(formulas.drop(*subject.call(metrics.confidences, **options)))
 
 
@@ -130,12 +131,12 @@ def _win(subject: Subject, **options: Any) -> float:
         return 0.0  # nothing drops less than itself
     if options_key(options) not in subject.rivals:
         raise RuntimeError("the reference method has failed")
-    drop, rival = (torch.tensor(each) for each in (drop_of(subject, options), subject.rivals[options_key(options)]))
+    drop, rival = torch.tensor(drop_of(subject, options)), torch.tensor(subject.rivals[options_key(options)])
     return 100.0 * float(formulas.contribution(rival, drop) > 0)
 
 
 def _overall(subject: Subject, **options: Any) -> Tensor:
-    """:func:`captum_fusion.metrics.overall` of the two curves, which are found once also where they stand alone."""
+    """:func:`captum_fusion.metrics.overall` of the two curves, which are shared with insertion and deletion."""
     ends = {name: options.pop(f"{name}_baselines", None) for name in ("insertion", "deletion")}
     areas = []
     for metric in (metrics.insertion, metrics.deletion):
@@ -152,8 +153,8 @@ def _adcc(part: str) -> Callable[..., Any]:
 
 
 def _iou(subject: Subject, **options: Any) -> Tensor:
-    boxes = torch.stack([_bounds(mask) for mask in subject.boxes])
-    size = (int(subject.boxes.shape[1]), int(subject.boxes.shape[2]))
+    boxes = torch.stack([_bounds(mask) for mask in subject.objects.boxes])
+    size = (int(subject.objects.boxes.shape[1]), int(subject.objects.boxes.shape[2]))
     iou: Tensor = metrics.localization_iou(subject.attributions, [boxes], size, **options)
     return iou
 
@@ -168,40 +169,46 @@ _ALL = (
         "average_drop",
         "AD %",
         "down",
-        "How much of its score the class loses when only the highlighted part is shown and the rest is 0 in the "
-        "network's input, in percent of it. A larger mask loses less: read it beside the mask's area.",
+        "Percentage of its score that the class loses when only the highlighted part is shown and the rest of the "
+        "network's input is 0. Larger masks lose less: read it together with the mask's area.",
         _confidence(formulas.drop),
     ),
     Measure(
         "average_increase",
         "AI %",
         "up",
-        "Share of pictures whose score rises when only the highlighted part is shown.",
+        "Percentage of pictures whose score rises when only the highlighted part is shown.",
         _confidence(formulas.increase),
     ),
     Measure(
         "average_gain",
         "AG %",
         "up",
-        "How much of the score's distance to 1 is gained when only the highlighted part is shown.",
+        "Percentage of the score's distance to 1 that is gained when only the highlighted part is shown.",
         _confidence(formulas.gain),
     ),
-    Measure("win_rate", "win %", "up", "Share of pictures that drop less than under the reference method's map.", _win),
+    Measure(
+        "win_rate",
+        "win %",
+        "up",
+        "Percentage of pictures whose score drops less than with the reference method's map.",
+        _win,
+    ),
     Measure(
         "complexity",
         "area",
         "",  # a small mask is not better, it is harder
-        "Mean of the map in [0, 1]: the area of the mask that it is.",
+        "Mean of the map in [0, 1], i.e. the mask's area.",
         lambda subject, **options: metrics.complexity(
             formulas.upsample(subject.attributions.sum(1, keepdim=True), subject.inputs.shape[2:]), **options
         ),
     ),
     Measure(
-        "insertion", "insertion", "up", "Area under the score's curve while pixels are shown, best first.",
+        "insertion", "insertion", "up", "Area under the score's curve while pixels are shown, the highest first.",
         _of(metrics.insertion),
     ),
     Measure(
-        "deletion", "deletion", "down", "Area under the score's curve while pixels are taken away, best first.",
+        "deletion", "deletion", "down", "Area under the score's curve while pixels are removed, the highest first.",
         _of(metrics.deletion),
     ),
     Measure("overall", "ins - del", "up", "Insertion minus deletion.", _overall),
@@ -216,11 +223,11 @@ _ALL = (
         "road",
         "ROAD",
         "up",
-        "Half of how much less the score falls when the least highlighted pixels are imputed than when the most are.",
+        "Half the difference between the scores with the least and with the most highlighted pixels imputed.",
         lambda subject, **options: subject.call(metrics.road, **options).combined,
     ),
     Measure(
-        "pointing_game", "pointing %", "up", "Share of pictures whose highest value lies on the object.",
+        "pointing_game", "pointing %", "up", "Percentage of pictures whose highest map value lies on the object.",
         lambda subject, **options: 100 * metrics.pointing_game(subject.attributions, subject.region, **options),
         located=True,
     ),
@@ -240,22 +247,22 @@ _ALL = (
     ),
 )  # fmt: skip
 
-#: Every metric of tables by its name. What methods cost (``rows``, ``backward_rows``, ``seconds``) is always measured.
+#: Every metric by its name. What methods cost (:data:`COSTS`) is always measured.
 METRICS: dict[str, Measure] = {measure.name: measure for measure in _ALL}
 
-#: What is measured of every method without being asked for.
-COSTS = ("rows", "backward_rows", "seconds")
+#: What is always measured for every method.
+COSTS = ("forward_samples", "backward_samples", "seconds")
 
 
 def find(metric: Any) -> tuple[Measure, dict[str, Any]]:
-    """A metric by its words, or of a user's own.
+    """Find a metric by its spec, or make one of a user's function.
 
     Args:
         metric (str or callable): A name of :data:`METRICS` with options (``insertion:preset=rise``);
             ``package.module:function``; or a function ``metric(forward_func, inputs, attributions, target)`` that
-            returns a value for each example, as those of :mod:`captum_fusion.metrics` do (which are known by their
-            names). If it has an argument ``example``, it is also given the
-            :class:`captum_fusion.evaluation.Example`; likewise ``score_fn``, ``perturbations_per_eval`` and ``seed``.
+            returns a value for each example. Functions of :mod:`captum_fusion.metrics` are recognised. If the function
+            has an argument ``example``, it is given the :class:`captum_fusion.evaluation.Example`; the same holds for
+            ``score_fn``, ``perturbations_per_eval`` and ``seed``.
 
     Returns:
         tuple[Measure, dict]: The metric and its options.
@@ -268,53 +275,54 @@ def find(metric: Any) -> tuple[Measure, dict[str, Any]]:
         >>> find("insertion:steps=10")[1]
         {'steps': 10}
     """
-    words = parse(metric) if isinstance(metric, str) else Words(getattr(metric, "__name__", str(metric)), {})
-    if isinstance(metric, str) and ":" in words.name:
-        metric = import_object(words.name, METRICS)
-    if isinstance(metric, str) or getattr(metrics, words.name.rpartition(":")[2], None) is metric:
-        words = words._replace(name=words.name.rpartition(":")[2])
-        if words.name not in METRICS:
-            raise unknown("metric", words.name, METRICS)
-        _check_options(words)
-        return METRICS[words.name], words.options
+    spec = parse(metric) if isinstance(metric, str) else MethodSpec(getattr(metric, "__name__", str(metric)), {})
+    if isinstance(metric, str) and ":" in spec.name:
+        metric = import_object(spec.name, METRICS)
+    name = spec.name.rpartition(":")[2]
+    if isinstance(metric, str) or getattr(metrics, name, None) is metric:
+        if name not in METRICS:
+            raise unknown("metric", name, METRICS)
+        refuse_unknown("metrics", MethodSpec(name, spec.options), _function_of(name))
+        return METRICS[name], spec.options
     if not callable(metric):
-        raise ValueError(f"metric {words.name!r} must be a function(forward_func, inputs, attributions, target)")
-    refuse_unknown("metrics", words, metric)
-    return _own(metric, words.name), words.options
+        raise ValueError(f"metric {spec.name!r} must be a function(forward_func, inputs, attributions, target)")
+    refuse_unknown("metrics", spec, metric)
+    return _own(metric, spec.name), spec.options
+
+
+#: The functions of :mod:`captum_fusion.metrics` whose options a metric has, where the name is another.
+_FUNCTIONS = {
+    "average_drop": "confidences",
+    "average_increase": "confidences",
+    "average_gain": "confidences",
+    "win_rate": "confidences",
+    "coherency": "adcc",
+}
 
 
 def _function_of(name: str) -> Callable[..., Any]:
-    """The function whose options a metric has."""
-    function = {"average_drop": "confidences", "average_increase": "confidences", "average_gain": "confidences"}
-    function |= {"win_rate": "confidences", "coherency": "adcc"}
-    found: Callable[..., Any] = getattr(metrics, function.get(name, name))
-    return found
+    function: Callable[..., Any] = getattr(metrics, _FUNCTIONS.get(name, name))
+    return function
 
 
-def _check_options(words: Words) -> None:
-    refuse_unknown("metrics", words, _function_of(words.name))
-
-
-def options_in_force(found: tuple[Measure, dict[str, Any]]) -> dict[str, Any]:
-    """The options that a metric is computed with, besides those that are given to all metrics alike.
+def options_in_force(metric: tuple[Measure, dict[str, Any]]) -> dict[str, Any]:
+    """The options that a metric is computed with, without those that all metrics are given.
 
     Examples::
 
         >>> options_in_force(find("deletion:baselines=1"))
         {'preset': 'groupcam_head', 'baselines': 1}
     """
-    each, given = found
-    if not each.ours:
+    measure, given = metric
+    if not measure.ours:
         return given
-    known = inspect.signature(_function_of(each.name)).parameters.values()
     shared = ("score_fn", "perturbations_per_eval", "seed")
-    own = {option.name: option.default for option in known if option.kind is option.KEYWORD_ONLY}
-    fixed = {
-        name: value
-        for name, value in own.items()
-        if name not in shared and value not in (None, inspect.Parameter.empty)
+    defaults = {
+        option.name: option.default
+        for option in inspect.signature(_function_of(measure.name)).parameters.values()
+        if option.kind is option.KEYWORD_ONLY and option.name not in shared
     }
-    return {**fixed, **given}
+    return {name: v for name, v in defaults.items() if v not in (None, inspect.Parameter.empty)} | given
 
 
 def _own(metric: Callable[..., Any], name: str) -> Measure:
@@ -329,20 +337,24 @@ def _own(metric: Callable[..., Any], name: str) -> Measure:
     return Measure(name, name.rpartition(":")[2], "", meaning, compute, described=wants_example)
 
 
-def measure(found: tuple[Measure, dict[str, Any]], subject: Subject) -> Outcome:
-    """A metric's value for a subject.
+def measure(metric: tuple[Measure, dict[str, Any]], subject: Subject) -> Outcome:
+    """Compute a metric for a subject.
+
+    Args:
+        metric (tuple[Measure, dict]): The metric and its options, from :func:`find`.
+        subject (Subject): The explained picture.
 
     Returns:
         float, Curve or str: The value, or why there is none.
     """
-    each, options = found
-    if each.located and not len(subject.regions):
-        return subject.nowhere
-    value = each.compute(subject, **options)
+    measure, options = metric
+    if measure.located and not len(subject.objects.masks):
+        return subject.objects.missing
+    value = measure.compute(subject, **options)
     if isinstance(value, (Curve, str)):
         return value
     if isinstance(value, Tensor):
         if value.numel() != 1:
-            raise ValueError(f"{each.name} must give one value for each example, not {tuple(value.shape)}")
+            raise ValueError(f"{measure.name} must give one value for each example, not {tuple(value.shape)}")
         value = value.item()
     return float(value)

@@ -1,53 +1,54 @@
-"""From the words for a method to something that explains a batch."""
+"""Methods by their specs: from ``"name:option=value"`` to a function that explains a batch."""
 
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import inspect
 import os
 import re
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from types import CellType
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_fusion import functional as formulas
+from captum_fusion._arguments import near_misses
 from captum_fusion.attr import LayerFusionCAM, LayerUnionCAM
 from captum_fusion.attr.catalog import METHODS
-from captum_fusion.evaluation.fingerprints import fingerprint_of
+from captum_fusion.attr.fusion import single
+from captum_fusion.evaluation.fingerprints import describe, fingerprint_of
 
-#: What a fusion can be cut off after (``fusion-cam:stage=union``), from the plainest.
+#: The stages that a fusion can be cut off after (``fusion-cam:stage=union``), in their order.
 STAGES = ("sum", "denoised", "union", "full")
 
 
-class Words(NamedTuple):
-    """What ``"name:option=value,option=value"`` says.
+# --------------------------------------------------------------------------------------------------------------- specs
+
+
+class MethodSpec(NamedTuple):
+    """A method or metric with options, as in ``"name:option=value,option=value"``.
 
     Attributes:
-        name: The part before the options: a catalogue name, or ``package.module:object``.
-        options: The options, with numbers, booleans and None as such.
+        name: A name of the catalogue, or ``package.module:object``.
+        options: The options; numbers, booleans, None, lists and tuples are parsed, everything else is text.
     """
 
     name: str
     options: dict[str, Any]
 
 
-def parse(text: str) -> Words:
-    """Read ``name`` or ``name:option=value,...``.
+def parse(text: str) -> MethodSpec:
+    """Parse ``name`` or ``name:option=value,...``.
 
     Args:
-        text (str): The words.
+        text (str): The spec.
 
     Returns:
-        Words: Name and options.
+        MethodSpec: Name and options.
 
     Raises:
         ValueError: If an option has no value.
@@ -55,26 +56,26 @@ def parse(text: str) -> Words:
     Examples::
 
         >>> parse("fusion-cam:theta=20,weighting=raw")
-        Words(name='fusion-cam', options={'theta': 20, 'weighting': 'raw'})
+        MethodSpec(name='fusion-cam', options={'theta': 20, 'weighting': 'raw'})
         >>> parse("road:percentiles=[10,50],seed=1").options
         {'percentiles': [10, 50], 'seed': 1}
         >>> parse("captum.attr:Saliency:abs=False")
-        Words(name='captum.attr:Saliency', options={'abs': False})
+        MethodSpec(name='captum.attr:Saliency', options={'abs': False})
     """
     name, _, tail = text.rpartition(":")
     if not name or "=" not in tail:
-        return Words(text, {})
+        return MethodSpec(text, {})
     options = {}
     for part in _parts(tail):
-        key, equals, value = (each.strip() for each in part.partition("="))
+        key, equals, value = (piece.strip() for piece in part.partition("="))
         if not key or not equals or not value:
             raise ValueError(f"{text!r}: {part!r} is not option=value")
         options[key] = _value(value)
-    return Words(name, options)
+    return MethodSpec(name, options)
 
 
 def _parts(text: str) -> list[str]:
-    """A text divided at its commas, but for those in brackets."""
+    """Split a text at its commas, except those in brackets."""
     return re.split(r",(?![^(\[{]*[)\]}])", text)
 
 
@@ -85,54 +86,86 @@ def _value(text: str) -> Any:
         return text
 
 
-def split(texts: Iterable[str]) -> list[str]:
-    """Words of a command line, separated by spaces or by commas that are not those between options.
+def split(texts: Iterable[str], catalogue: Iterable[str] = ()) -> list[str]:
+    """Split a command line's specs, which are separated by spaces or by commas; a comma before ``option=`` stays.
+
+    Args:
+        texts (iterable of str): The words of the command line.
+        catalogue (iterable of str, optional): The names that ``all`` stands for.
+            Default: ()
+
+    Returns:
+        list[str]: The specs, each once.
 
     Examples::
 
         >>> split(["grad-cam,fusion-cam:theta=5,weighting=raw,score-cam", "rise"])
         ['grad-cam', 'fusion-cam:theta=5,weighting=raw', 'score-cam', 'rise']
+        >>> split(["all,mine:function"], ["grad-cam", "rise"])
+        ['grad-cam', 'rise', 'mine:function']
     """
-    found: list[str] = []
+    specs: list[str] = []
     for text in texts:
-        for i, part in enumerate(each.strip() for each in _parts(text)):
-            if i and "=" in part and ":" not in part.split("=")[0]:
-                found[-1] += f",{part}"
+        for i, part in enumerate(piece.strip() for piece in _parts(text)):
+            if i and specs and "=" in part and ":" not in part.split("=")[0]:
+                specs[-1] += f",{part}"
             elif part:
-                found.append(part)
-    return list(dict.fromkeys(found))
+                specs += catalogue if part == "all" else [part]
+    return list(dict.fromkeys(specs))
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> ValueError:
-    """The error for a name that a catalogue does not have."""
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or list(names)
-    return ValueError(
-        f"{kind}s: there is no {kind} {name!r}; did you mean {', '.join(near)}? (your own: package.module:function)"
-    )
+    """The error for a name that a catalogue does not have, with a hint.
+
+    Args:
+        kind (str): ``"method"``, ``"metric"`` or ``"preset"``.
+        name (str): The wrong name.
+        names (iterable of str): The catalogue.
+    """
+    known = list(names)
+    near = near_misses(name, known)
+    hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
+    if kind in ("method", "metric"):
+        hint = hint if near else "'captum-fusion methods' lists them"
+        hint += " (your own: package.module:function)"
+    return ValueError(f"{kind}s: there is no {kind} {name!r}; {hint}")
 
 
-def refuse_unknown(kind: str, words: Words, function: Callable[..., Any]) -> None:
+def refuse_unknown(kind: str, spec: MethodSpec, function: Callable[..., Any]) -> None:
     """Refuse options that a function does not have.
 
     Raises:
-        ValueError: If there is one; the message names it and those that there are.
+        ValueError: For such an option; the message lists the function's options.
     """
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except ValueError as error:
-        raise ValueError(f"{kind}: {words.name} must be a Python function: its arguments are not known") from error
-    free = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY or each.default is not each.empty]
+        raise ValueError(f"{kind}: {spec.name} must be a Python function: its arguments are not known") from error
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    free = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty]
     known = [name for name in free if name not in ("target", "additional_forward_args", "example", "explanation_func")]
-    for key in words.options if not any(each.kind is each.VAR_KEYWORD for each in parameters) else ():
+    for key in spec.options:
         if key not in known:
-            raise ValueError(f"{kind}: {words.name} has no option {key!r}; it has {', '.join(known) or 'none'}")
+            raise _no_option(kind, spec.name, key, known)
+
+
+def _no_option(kind: str, name: str, key: str, known: Sequence[str]) -> ValueError:
+    return ValueError(f"{kind}: {name} has no option {key!r}; it has {', '.join(known) or 'none'}")
 
 
 def import_object(path: str, known: Container[str] = ()) -> Any:
-    """What ``package.module:object`` names; modules in the current folder are found, too.
+    """Import what ``package.module:object`` names; modules in the current folder are found, too.
+
+    Args:
+        path (str): The import path.
+        known (container of str): Names of a catalogue, for a hint if one of them has a part without ``=``.
+
+    Returns:
+        Any: The object.
 
     Raises:
-        ValueError: If it cannot be imported, or is one of the ``known`` names with something after it.
+        ValueError: If it cannot be imported.
 
     Examples::
 
@@ -150,109 +183,197 @@ def import_object(path: str, known: Container[str] = ()) -> Any:
         raise ValueError(f"{path} could not be imported ({type(error).__name__}: {error})") from error
 
 
-#: What explains: ``explain(inputs, target) -> (N, C, *spatial)``.
+# -------------------------------------------------------------------------------------------------------------- methods
+
+#: A function that explains: ``explain(inputs, target) -> (N, C, *spatial)``.
 Explain = Callable[..., Tensor]
 
 
-class Place(NamedTuple):
-    """Where methods explain.
+class ExplainedLayers(NamedTuple):
+    """The layers of a network that methods explain.
 
     Attributes:
         model: The network.
-        layers: The layer, or several for methods that fuse layers; other methods take the last.
-        stages: The last layer of every resolution, for ``integrative-cam`` where no layer was named.
+        layers: The layer, or several for methods that fuse layers; other methods explain the last.
+        stages: The last layer of every resolution, for ``integrative-cam`` if no layer was named. Default: ()
     """
 
     model: nn.Module
     layers: Sequence[nn.Module]
-    stages: Sequence[nn.Module]
+    stages: Sequence[nn.Module] = ()
 
 
-def build(method: Any, place: Place, defaults: Mapping[str, Any], per_call: Mapping[str, Any]) -> Explain:
-    """Something that explains inputs, of a method's words or of a user's own method.
+@dataclass(frozen=True)
+class BuiltMethod:
+    """A method that is ready to explain.
+
+    Attributes:
+        name: The name of its spec or class.
+        function: Called with inputs and a target, returns a tensor ``(N, C, *spatial)``.
+        attribution: The attribution object; None for a function of the user's.
+    """
+
+    name: str
+    function: Callable[[Tensor, Any], Any]
+    attribution: Any = None
+
+    def __call__(self, inputs: Tensor, target: Any = None) -> Tensor:
+        """The map, ``(N, C, *spatial)``, without gradients.
+
+        Raises:
+            TypeError: If the method returns anything but one tensor.
+        """
+        result = self.function(inputs, target)
+        if isinstance(result, (tuple, list)) and len(result) == 1:
+            result = result[0]
+        if not isinstance(result, Tensor):
+            raise TypeError(f"{self.name} must give one tensor, not a {type(result).__name__}")
+        return result.detach()
+
+
+def build(
+    method: Any, explained: ExplainedLayers, defaults: Mapping[str, Any], per_call: Mapping[str, Any]
+) -> BuiltMethod:
+    """Build a method of its spec, or of a user's object or function.
 
     Args:
         method (str, Attribution or callable): A name of the catalogue with options; ``package.module:object`` for an
             attribution class or a function; an attribution object; or a function
             ``explain(model, layer, inputs, target) -> Tensor``.
-        place (Place): The network and where to explain it.
+        explained (ExplainedLayers): The network and its layers.
         defaults (mapping): Constructor options for the classes that have them.
         per_call (mapping): Options of ``attribute``, for the methods that have them.
 
     Returns:
-        callable: ``explain(inputs, target) -> Tensor`` of shape ``(N, C, *spatial)``.
+        BuiltMethod: Called with ``(inputs, target)``, returns a tensor ``(N, C, *spatial)``.
 
     Raises:
-        ValueError: For a name or an option that there is not, or an option that the method refuses.
+        ValueError: For an unknown name or option, or an option that the method refuses.
 
     Examples::
 
         >>> import torch
         >>> from captum_fusion import demo
         >>> model = demo.load_model()
-        >>> explain = build("fusion-cam:theta=5", Place(model, [model.stage4], []), {}, {})
+        >>> explain = build("fusion-cam:theta=5", ExplainedLayers(model, [model.stage4]), {}, {})
         >>> explain(torch.zeros(1, 3, 96, 96), 3).shape
         torch.Size([1, 1, 96, 96])
     """
-    options: dict[str, Any] = {}
-    name = str(method)
+    spec = parse(method) if isinstance(method, str) else MethodSpec(str(method), {})
     if isinstance(method, str):
-        name, options = parse(method)
-        if name in METHODS:
-            built = _catalogued(name, options, place, defaults)
-            return _calling(built, per_call)
-        if ":" not in name:
-            raise unknown("method", name, METHODS)
-        method = import_object(name, METHODS)
-    layer = place.layers[-1]
+        if spec.name in METHODS:
+            return _of_attribution(_catalogued(spec, explained, defaults), per_call)
+        method = imported(spec)
     if isinstance(method, type) and issubclass(method, Attribution):
-        own = inspect.signature(method).parameters
-        arguments = (place.model, layer) if "layer" in own else (place.model,)
-        try:
-            built = method(*arguments, **{key: value for key, value in options.items() if key in own})
-        except Exception as error:  # a class of the user's may raise anything
-            raise ValueError(f"methods: {name} could not be made ({type(error).__name__}: {error})") from error
-        accepted = inspect.signature(built.attribute).parameters
-        for key in options:
-            if key not in own and key not in accepted:
-                raise ValueError(f"methods: {name} has no option {key!r}")
-        return _calling(built, {**per_call, **{key: value for key, value in options.items() if key not in own}})
+        return _of_class(method, spec, explained, per_call)
     if isinstance(method, type) or not callable(getattr(method, "attribute", method)):
-        raise ValueError(f"methods: {name!r} must be an attribution or a function(model, layer, inputs, target)")
+        raise ValueError(f"methods: {spec.name!r} must be an attribution or a function(model, layer, inputs, target)")
     if hasattr(method, "attribute"):
-        return _calling(method, {**per_call, **options})
-    refuse_unknown("methods", Words(name, options), method)
+        return _of_attribution(method, {**per_call, **spec.options})
+    refuse_unknown("methods", spec, method)
 
-    def explain(inputs: Tensor, target: Any = None) -> Tensor:
-        return _tensor(method(place.model, layer, inputs.clone(), target, **options), name)
+    def explain(inputs: Tensor, target: Any) -> Any:
+        return method(explained.model, explained.layers[-1], inputs.clone(), target, **spec.options)
 
-    return explain
+    return BuiltMethod(spec.name, explain)
 
 
-def _catalogued(name: str, options: dict[str, Any], place: Place, defaults: Mapping[str, Any]) -> Any:
-    options = dict(options)
+def check(text: str) -> None:
+    """Check that a spec names a method, before a network is loaded for it.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    spec = parse(text)
+    if spec.name not in METHODS:
+        imported(spec)
+
+
+def imported(spec: MethodSpec) -> Any:
+    """The object of a spec that is not in the catalogue.
+
+    Raises:
+        ValueError: If it is no import path, or cannot be imported.
+    """
+    if ":" not in spec.name:
+        raise unknown("method", spec.name, METHODS)
+    return import_object(spec.name, METHODS)
+
+
+def _of_class(cls: Any, spec: MethodSpec, explained: ExplainedLayers, per_call: Mapping[str, Any]) -> BuiltMethod:
+    """A method of an attribution class; options are the constructor's or those of ``attribute``."""
+    known = inspect.signature(cls).parameters
+    arguments = (explained.model, explained.layers[-1]) if "layer" in known else (explained.model,)
+    try:
+        built = cls(*arguments, **{key: value for key, value in spec.options.items() if key in known})
+    except Exception as error:  # a class of the user's may raise anything
+        raise ValueError(f"methods: {spec.name} could not be made ({type(error).__name__}: {error})") from error
+    rest = {key: value for key, value in spec.options.items() if key not in known}
+    accepted = inspect.signature(built.attribute).parameters
+    for key in rest:
+        if key not in accepted:
+            raise ValueError(f"methods: {spec.name} has no option {key!r}")
+    return _of_attribution(built, {**per_call, **rest})
+
+
+def _of_attribution(attribution: Any, per_call: Mapping[str, Any]) -> BuiltMethod:
+    accepted = inspect.signature(attribution.attribute).parameters
+    options = {key: value for key, value in per_call.items() if key in accepted}
+
+    def explain(inputs: Tensor, target: Any) -> Any:
+        return attribution.attribute(inputs, target=target, **options)
+
+    return BuiltMethod(type(attribution).__name__, explain, attribution)
+
+
+def _catalogued(spec: MethodSpec, explained: ExplainedLayers, defaults: Mapping[str, Any]) -> Any:
+    """An attribution object of a method of the catalogue."""
+    name, options = spec.name, dict(spec.options)
     stage = options.pop("stage", "full") if name in ("fusion-cam", "union-cam") else "full"
-    known = [key for key in inspect.signature(METHODS[name].cls.__init__).parameters if key in _free(name)]
+    known = _options_of(name)
     for key in options:
         if key not in known:
-            raise ValueError(f"methods: {name} has no option {key!r}; it has {', '.join(known) or 'none'}")
+            raise _no_option("methods", name, key, known)
     if stage not in STAGES:
         raise ValueError(f"methods: {name}: stage must be one of {', '.join(STAGES)}, not {stage!r}")
     if stage == "sum" and name == "union-cam":
         options["theta"] = 0  # its denoising is part of the gradient map
-    where = place.stages if name == "integrative-cam" and place.stages else place.layers
+    layers = explained.stages if fuses_stages(name) and explained.stages else explained.layers
     try:
-        built = METHODS[name].build(place.model, where, **{**defaults, **options})
+        built = METHODS[name].build(explained.model, layers, **{**defaults, **options})
     except (ValueError, TypeError) as error:
         raise ValueError(f"methods: {name}: {error}") from error
     return built if stage == "full" else Stage(built, stage)
 
 
-def _free(name: str) -> list[str]:
-    """The options of a method's constructor that are not objects."""
+def fuses_layers(method: Any) -> bool:
+    """Whether a method of the catalogue makes one map of several layers.
+
+    Examples::
+
+        >>> fuses_layers("layer-cam"), fuses_layers("grad-cam")
+        (True, False)
+    """
+    name = parse(method).name if isinstance(method, str) else ""
+    return name in METHODS and METHODS[name].info.fuses_layers
+
+
+def fuses_stages(method: Any) -> bool:
+    """Whether a method fuses the last layers of all resolutions if no layer is named.
+
+    Examples::
+
+        >>> fuses_stages("integrative-cam"), fuses_stages("layer-cam")
+        (True, False)
+    """
+    return isinstance(method, str) and parse(method).name == "integrative-cam"
+
+
+def _options_of(name: str) -> list[str]:
+    """The constructor options of a method of the catalogue that can be written in a spec."""
     taken = {"self", "forward_func", "model", "layer", "device_ids", "reshape", "method"}
     names = inspect.signature(METHODS[name].cls.__init__).parameters
-    return [each for each in names if each not in taken and not each.endswith("_method")]
+    return [option for option in names if option not in taken and not option.endswith("_method")]
 
 
 def takes(name: str, option: str) -> bool:
@@ -263,96 +384,43 @@ def takes(name: str, option: str) -> bool:
         >>> takes("fusion-cam", "theta"), takes("grad-cam", "theta")
         (True, False)
     """
-    return name in METHODS and option in _free(name)
-
-
-def _calling(method: Any, per_call: Mapping[str, Any]) -> Explain:
-    accepted = inspect.signature(method.attribute).parameters
-    options = {key: value for key, value in per_call.items() if key in accepted}
-
-    def explain(inputs: Tensor, target: Any = None) -> Tensor:
-        return _tensor(method.attribute(inputs, target=target, **options), type(method).__name__)
-
-    return explain
-
-
-def _tensor(result: Any, name: str) -> Tensor:
-    if isinstance(result, (tuple, list)) and len(result) == 1:
-        result = result[0]
-    if not isinstance(result, Tensor):
-        raise TypeError(f"{name} must give one tensor, not a {type(result).__name__}")
-    return result.detach()
+    return name in METHODS and option in _options_of(name)
 
 
 def fingerprint(method: Any) -> str:
-    """What a method or metric is, in words that change when it does: for rows that must not be mixed.
+    """What a label stands for: text that changes with it, so that rows of different methods are not mixed.
 
-    Source, default arguments, what a function encloses, and the attributes of objects, also of the methods that they
-    are made of. What a function calls, or reads from global variables, is not seen.
+    For a spec of the catalogue this is the spec; for other specs, objects and functions it ends in a content hash of
+    :func:`captum_fusion.evaluation.fingerprints.describe`, which says what is not seen. Metrics are treated alike.
+
+    Args:
+        method (str or object): What :func:`build` or :func:`captum_fusion.evaluation.measures.find` takes.
+
+    Returns:
+        str: The fingerprint.
+
+    Raises:
+        ValueError: If an import path cannot be imported.
 
     Examples::
 
         >>> fingerprint("fusion-cam:theta=5")
         'fusion-cam:theta=5'
     """
-    if isinstance(method, str):
-        words = parse(method)
-        if words.name in METHODS or ":" not in words.name:
-            return method
-        return f"{method} {fingerprint_of(_described(import_object(words.name, METHODS), {}, ()))}"
-    kind = method if inspect.isroutine(method) or isinstance(method, type) else type(method)
-    return f"{kind.__module__}.{kind.__qualname__} {fingerprint_of(_described(method, {}, ()))}"
-
-
-def _described(value: Any, names: Mapping[int, str], within: tuple[int, ...]) -> str:
-    """All that can be said of a value; modules by their names in the network that is explained."""
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Path)):
-        return repr(value)
-    if id(value) in within:
-        return "itself"
-    within = (*within, id(value))
-
-    def inner(some: Iterable[Any]) -> str:
-        return "(" + ", ".join(_described(each, names, within) for each in some) + ")"
-
-    if isinstance(value, (Tensor, np.ndarray)):
-        return fingerprint_of(value)
-    if isinstance(value, nn.Module):
-        return f"module {names.get(id(value), _source(type(value)))}"
-    if isinstance(value, Mapping):
-        return inner(part for key in sorted(value, key=repr) for part in (key, value[key]))
-    if isinstance(value, (list, tuple)):
-        return inner(value)
-    if isinstance(value, (set, frozenset)):
-        return inner(sorted(value, key=repr))
-    if isinstance(value, partial):
-        return inner((value.func, value.args, value.keywords))
-    if inspect.ismethod(value):
-        return inner((value.__self__, value.__func__))
-    if inspect.isfunction(value):
-        enclosed = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
-        return _source(value) + inner((value.__defaults__, value.__kwdefaults__, enclosed))
-    if inspect.isroutine(value) or isinstance(value, type):
-        return _source(value)
-    if isinstance(value, Attribution) and isinstance(value.forward_func, nn.Module):
-        names = {id(module): f"{name!r}" for name, module in value.forward_func.named_modules()}
-    known = getattr(value, "__dict__", {}) if len(within) == 1 or isinstance(value, Attribution) else {}
-    return _source(type(value)) + inner([known])
-
-
-def _source(value: Any) -> str:
-    name = getattr(value, "__qualname__", repr(value))
-    try:
-        return f"{name} {fingerprint_of(inspect.getsource(value))}"
-    except (OSError, TypeError):
-        return name
+    if not isinstance(method, str):
+        named = method if inspect.isroutine(method) or isinstance(method, type) else type(method)
+        return f"{named.__module__}.{named.__qualname__} {fingerprint_of(describe(method))}"
+    spec = parse(method)
+    if spec.name in METHODS or ":" not in spec.name:
+        return method
+    return f"{method} {fingerprint_of(describe(import_object(spec.name, METHODS)))}"
 
 
 class Stage:
-    """A fusion cut off after a stage, for the papers' studies of their components.
+    """A fusion that is cut off after a stage, for the papers' ablation studies.
 
-    ``"sum"``: the sum of the two maps, both normalised, without denoising; ``"denoised"``: with it; ``"union"``: with
-    the weights of the first stage; ``"full"``: the whole method.
+    ``"sum"`` is the sum of both normalised maps without denoising; ``"denoised"`` adds the denoising, ``"union"`` the
+    weights of the first stage; ``"full"`` is the whole method.
 
     Args:
         fusion (LayerFusionCAM or LayerUnionCAM): The method.
@@ -371,13 +439,12 @@ class Stage:
         self.fusion, self.stage = fusion, stage
 
     def attribute(self, inputs: Tensor, target: Any = None, *, perturbations_per_eval: int | None = None) -> Tensor:
-        """The map after the stage, ``(N, 1, *input spatial)`` in [0, 1]."""
-        result, details = self.fusion.attribute(
-            inputs, target, perturbations_per_eval=perturbations_per_eval, return_details=True
+        """The map after the stage, ``(N, 1, *input spatial)`` in [0, 1], in the dtype of the input."""
+        result, details = single(
+            self.fusion.attribute(inputs, target, perturbations_per_eval=perturbations_per_eval, return_details=True)
         )
         if self.stage == "sum":
             return formulas.normalize(details.gradient_map + details.region_map)
         if self.stage == "denoised":
             return formulas.normalize(details.denoised_map + details.region_map)
-        union: Tensor = details.union_map if self.stage == "union" else result
-        return union
+        return details.union_map if self.stage == "union" else result

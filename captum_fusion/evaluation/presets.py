@@ -1,4 +1,4 @@
-"""The papers' studies by name."""
+"""The papers' studies, by name."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 
 from captum_fusion.attr.catalog import METHODS
 
-#: Methods of the tables of Fusion-CAM's paper.
+#: The methods in the tables of Fusion-CAM's paper.
 _TABLE = ("grad-cam", "grad-cam++", "xgrad-cam", "score-cam", "group-cam", "union-cam", "fusion-cam")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A study.
+    """A study with a name.
 
     Attributes:
         title: Heading of its page.
-        methods: What is compared, in the order of the table.
-        metrics: What is measured.
-        reference: The method that the others' paired differences are taken against.
+        methods: Specs of the methods, in the order of the table.
+        metrics: Specs of the metrics.
+        reference: The method that paired differences are taken against.
         theta: Values of ``theta`` for the methods that have it, each a method of its own.
-        share: Whether methods share the rows that they have in common; not where time is what is studied.
-        published: Figures from papers, by a sentence that says where they are from and what differs.
+        share: Whether methods share the passes that they have in common; not where their time is what is studied.
+        published: Figures from papers, by a sentence on their source and on what differs.
     """
 
     title: str
@@ -87,7 +87,7 @@ PRESETS: dict[str, Preset] = {
         theta=(0, 5, 10, 20, 30, 50, 70, 90),
     ),
     "time": Preset(
-        "Rows and seconds of the layer methods",
+        "Samples and seconds of the layer methods",
         tuple(name for name in METHODS if name not in ("cam", "rise", "guided-fusion-cam")),
         ("complexity",),
         "grad-cam",

@@ -1,4 +1,4 @@
-"""The processes of a run: this one alone, or those that torchrun started."""
+"""The processes of a run: this one alone, or the group that torchrun started."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from captum_fusion.evaluation.store import write_whole
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a run.
+    """A process within the group of a run.
 
     Attributes:
         rank: Its number.
-        size: How many there are.
+        size: The number of processes.
         local_rank: Its number on its machine.
     """
 
@@ -31,38 +31,41 @@ class Processes:
     local_rank: int = 0
 
     def broadcast(self, value: Any) -> Any:
-        """What the first process has."""
+        """Return the first process's value on every process."""
         if self.size == 1:
             return value
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process has, on the first; nothing on the others."""
+        """Return the values of all processes on the first one, and an empty list on the others."""
         if self.size == 1:
             return [value]
-        found: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        torch.distributed.gather_object(value, found, dst=0)
-        return found or []
+        values: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        torch.distributed.gather_object(value, values, dst=0)
+        return values or []
 
     def wait(self) -> None:
-        """Go on when every process has come here."""
+        """Wait until every process has called this."""
         self.gather(None)
         self.broadcast(None)
 
     def stop_together(self, problem: str | None) -> None:
-        """Raise the first problem that any process has on all of them, so that none waits for one that has failed.
+        """Raise a problem of any process on all of them, so that none waits for one that has failed.
+
+        Args:
+            problem (str, optional): This process's problem.
 
         Raises:
-            ValueError: With the problem.
+            ValueError: With the first problem.
         """
-        problems = self.broadcast([each for each in self.gather(problem) if each])
+        problems = self.broadcast([text for text in self.gather(problem) if text])
         if problems:
             raise ValueError(problems[0])
 
     def share_disk(self, folder: Path) -> bool:
-        """Whether the first process writes to the very folder that this one sees."""
+        """Whether this process sees the folder that the first one writes to."""
         if self.size == 1:
             return True
         path, token = folder / ".token", self.broadcast(os.urandom(8).hex())
@@ -74,13 +77,13 @@ class Processes:
 
 @contextlib.contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """The processes that torchrun started, or this one alone; an existing process group is used as it is.
+    """Join the processes that torchrun started, or run alone; a process group that exists already is used as it is.
 
     Args:
-        device (str): ``"cuda"`` adds nccl to gloo.
+        device (str): The device of the run; ``"cuda"`` adds nccl to gloo.
 
     Yields:
-        Processes: Communicating until the end of the block.
+        Processes: This process. A group that this function has made ends with the block.
     """
     distributed = torch.distributed
     if not distributed.is_available() or not (distributed.is_initialized() or "TORCHELASTIC_RUN_ID" in os.environ):
@@ -88,10 +91,10 @@ def processes(device: str) -> Iterator[Processes]:
         return
     mine = not distributed.is_initialized()
     if mine:
-        # Imported while a group exists (by much of torch), this module keeps the group in its functions' defaults:
-        # its threads then outlive destroy_process_group and may abort the interpreter as it ends.
+        # If this module is first imported while a group exists (much of torch imports it), the defaults of its
+        # functions keep the group: its threads outlive destroy_process_group and may abort the interpreter at exit.
         import_module("torch.distributed.nn.functional")
-        # Shares differ in length: the first to finish must be allowed to wait for the last.
+        # The processes have unequal amounts of work: the first to finish must be able to wait for the last.
         distributed.init_process_group("cpu:gloo,cuda:nccl" if "cuda" in device else "gloo", timeout=timedelta(days=14))
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))

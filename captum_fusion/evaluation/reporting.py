@@ -30,11 +30,11 @@ from scipy.stats import bootstrap
 from tabulate import tabulate
 
 from captum_fusion.evaluation.measures import COSTS, METRICS
-from captum_fusion.evaluation.methods import Words, parse
+from captum_fusion.evaluation.methods import MethodSpec, parse
 from captum_fusion.evaluation.store import Row, write_whole
 
 #: What a cost is called in a heading.
-_COST_HEADINGS = {"rows": "forward rows", "backward_rows": "backward rows"}
+_COST_HEADINGS = {"forward_samples": "forward samples", "backward_samples": "backward samples"}
 
 _MINUS, _TIMES, _NOTHING = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
@@ -306,11 +306,11 @@ def _mean_and_interval(values: Mapping[str, float], pictures: Mapping[str, str],
 # -------------------------------------------------------------------------------------------------------------- labels
 
 
-def _words(label: str) -> Words:
+def _words(label: str) -> MethodSpec:
     try:
         return parse(label)
     except ValueError:  # a user's own label
-        return Words(label, {})
+        return MethodSpec(label, {})
 
 
 def _line(text: str) -> str:

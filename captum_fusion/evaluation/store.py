@@ -1,4 +1,4 @@
-"""Rows on disk: a line of JSON for each finished cell, written once and never lost."""
+"""Rows on disk: one line of JSON for each finished cell of a table."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ Key = tuple[str, str, str, str, str]
 
 
 def key_of(row: Row) -> Key:
-    """What identifies a row: model, image, method and metric, and the reference of a metric that has one."""
+    """The key of a row: model, image, method and metric, and the reference of a metric that has one."""
     return row["model"], row["image"], row["method"], row["metric"], row.get("reference", "")
 
 
 def is_done(row: Row) -> bool:
-    """Whether a row is final: a value, or a reason why there can be none; failures are tried again."""
+    """Whether a row is final: it has a value, or a reason why there is none. Failures are tried again."""
     return "error" not in row or bool(row.get("final"))
 
 
 def latest(rows: Iterable[Row]) -> Iterator[Row]:
-    """Of rows with the same key the latest that is done, or the latest where none is."""
-    found: dict[Key, Row] = {}
+    """For each key the latest row that is done, or the latest row if none is."""
+    kept: dict[Key, Row] = {}
     for row in rows:
         key = key_of(row)
-        if is_done(row) or key not in found or not is_done(found[key]):
-            found[key] = row
-    yield from found.values()
+        if is_done(row) or key not in kept or not is_done(kept[key]):
+            kept[key] = row
+    yield from kept.values()
 
 
 class Store:
-    """The rows of a folder: JSON Lines, a file for each writing process.
+    """The rows of a folder: JSON Lines, one file for each process.
 
-    A line that a killed process left unfinished is ignored, and cut off before the next one is written. Each file has
+    A line that a killed process left unfinished is ignored, and removed before the next one is written. Each file has
     one writer at a time; a second one is refused.
 
     Args:
-        folder (Path): Made if need be.
-        rank (int): Number of this process among those that write together. Default: 0
+        folder (Path): The folder; it is created if necessary.
+        rank (int): The number of this process in its group. Default: 0
 
     Raises:
         ValueError: On entering, if another process holds this rank's file.
@@ -101,21 +101,21 @@ class Store:
             file.seek(0, os.SEEK_END)
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Write rows; they are on disk when this returns."""
+        """Write rows and wait until they are on disk."""
         assert self._file is not None, "enter the store first"
         self._file.write(b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows))
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def each(self) -> Iterator[Row]:
-        """Every finished line of the folder, of all processes, one at a time."""
+    def lines(self) -> Iterator[Row]:
+        """Read every finished line of all processes, one at a time."""
         for path in sorted(self.folder.glob("rank-*.jsonl")):
             with path.open("rb") as file:
                 yield from (row for line in file if (row := _parse(line)) is not None)
 
     def rows(self) -> Iterator[Row]:
-        """The rows of the folder: of those with the same key the latest that is done."""
-        yield from latest(self.each())
+        """For each key the latest row that is done, or the latest row if none is."""
+        yield from latest(self.lines())
 
 
 def _parse(line: bytes) -> Row | None:
@@ -130,7 +130,12 @@ def _parse(line: bytes) -> Row | None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all.
+
+    Args:
+        path (Path): The file; its folder is created if necessary.
+        content (bytes): Its content.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
