@@ -1,4 +1,4 @@
-"""Checks of arguments. Each returns the value, or raises one error that names the argument and says what to give."""
+"""Argument checks. Each returns the value or raises an error that names the argument and the valid values."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def percentage(name: str, value: Any) -> float:
 
 
 def near_misses(name: str, known: Iterable[str], at_most: int = 3) -> list[str]:
-    """The known names that a misspelt one may have meant, the likeliest first.
+    """The known names closest to a misspelt one, best match first.
 
     Examples::
 
