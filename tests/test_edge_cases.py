@@ -224,7 +224,7 @@ def test_forms_of_baselines(cls: Any, baseline: Any) -> None:
 def test_baselines_that_would_not_be_seen() -> None:
     model, x = make(), images(2, 3, 8, 8)
     for cls in BLUR:
-        with pytest.raises(ValueError, match=r"baselines are shown only with background=\"baseline\""):
+        with pytest.raises(ValueError, match=r"baselines are used only with background=\"baseline\""):
             cls(model, model.relu2).attribute(x, 1, baselines=0.5)
         for nothing in (None, 0.0, (0,)):
             same(cls(model, model.relu2).attribute(x, 1, baselines=nothing), cls(model, model.relu2).attribute(x, 1))
@@ -234,7 +234,7 @@ def test_baselines_that_would_not_be_seen() -> None:
             fusion = LayerFusionCAM(model, model.relu2, region_method=cls(model, layer))
             for baseline in (0, 0.3):
                 maps.append(fusion.attribute(x, 1, baselines=baseline, return_details=True)[1].region_map)
-            with pytest.raises(ValueError, match="baselines are shown only with"):
+            with pytest.raises(ValueError, match="baselines are used only with"):
                 fusion.attribute(x, 1, region_kwargs={"baselines": 0.5})
         same(maps[0], maps[1])
         same(maps[2], maps[3])
@@ -482,7 +482,7 @@ def test_a_component_that_fits_nothing() -> None:
             return inputs.sum((1, 2, 3))
 
     model = make()
-    with pytest.raises(ValueError, match=r"gradient_method must attribute a map of shape \(2, channels"):
+    with pytest.raises(ValueError, match=r"gradient_method must return a map of shape \(2, channels"):
         LayerFusionCAM(model, model.relu2, None, Wrong()).attribute(images(2, 3, 8, 8), 1)
 
 

@@ -247,9 +247,9 @@ def test_guided_fusion_of_several_inputs_and_errors() -> None:
     same(kwargs, found)
     with pytest.raises(TypeError, match="method must be a layer attribution"):
         GuidedFusionCAM(model, model.relu2, layer_method=RISE(model))
-    with pytest.raises(ValueError, match="layer must be the layer of layer_method"):
+    with pytest.raises(ValueError, match="layer must be the layer that layer_method explains"):
         GuidedFusionCAM(model, model.relu1, layer_method=LayerGradCam(model, model.relu2))
-    with pytest.raises(ValueError, match="method must attribute one tensor, not a tuple"):
+    with pytest.raises(ValueError, match="method must return one tensor, not a tuple"):
         GuidedFusionCAM(model, model.relu2).attribute(x, 1, layer_kwargs={"return_details": True})
     with pytest.raises(ValueError, match="inputs must be floating point"):
         GuidedFusionCAM(model, model.relu2).attribute((*x[:2], torch.ones(2, 5, dtype=torch.long)), 1)
@@ -339,7 +339,7 @@ def test_integrative_details_and_errors() -> None:
     scalar = make(Score)
     with pytest.raises(ValueError, match=r"phi=\"softmax\" needs an output of shape"):
         LayerIntegrativeCAM(scalar, scalar.relu2, phi="softmax").attribute(x)
-    with pytest.raises(ValueError, match="bias: ReLU holds no convolution"):
+    with pytest.raises(ValueError, match="bias: ReLU contains no convolution"):
         LayerIntegrativeCAM(model, model.relu2, bias="layer").attribute(x, 1)
 
 
