@@ -1,29 +1,30 @@
-"""Finding the layer to explain, by its dotted name or a sensible default, and reading the layers of transformers."""
+"""Layer selection by dotted name or default, and conversion of transformer layers to maps."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from captum_fusion._arguments import near_misses
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """The submodule with a dotted name.
+    """The submodule with a given dotted name.
 
     Args:
-        model (Module): The network.
-        name (str): As in ``model.named_modules()``, for example ``"layer4.1.conv2"``.
+        model (Module): Network.
+        name (str): Dotted name as in ``model.named_modules()``, for example ``"layer4.1.conv2"``.
 
     Returns:
         Module: The submodule.
 
     Raises:
-        ValueError: If there is none of that name; the message lists the nearest ones.
+        ValueError: If there is no submodule of that name. The message lists similar names.
 
     Examples::
 
@@ -34,28 +35,27 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name and name in modules:
         return modules[name]
-    names = [each for each in modules if each]
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or [n for n, _ in model.named_children()]
+    near = near_misses(name, filter(None, modules), at_most=5) or [child for child, _ in model.named_children()]
     raise ValueError(f"the model has no layer {name!r}; did you mean {', '.join(near)}?")
 
 
 def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
-    """The last convolutional stage: what most papers explain.
+    """The last convolutional stage, which is the layer that most papers explain.
 
-    Of the modules that hold a convolution and return a map ``(N, channels, *spatial)`` with more than one position, the
-    last to finish in a forward pass, which is the outermost of nested ones. A convolution that only makes class
-    scores (as in SqueezeNet) does not count, nor do maps with their channels last (as in Swin transformers).
+    This is the last module to finish in a forward pass, among those that contain a convolution and return a map
+    ``(N, channels, *spatial)`` with more than one position. Of nested modules it is the outermost. Convolutions that
+    compute class scores (as in SqueezeNet) are excluded, and so are channels-last maps (as in Swin transformers).
 
     Args:
-        model (Module): The network; it is run once, without gradients, in the mode that it is in.
-        inputs (Tensor): What it takes, the first of shape ``(N, channels, *spatial)``.
+        model (Module): Network. It runs once, without gradients, in its current mode.
+        inputs (Tensor): Inputs of the network, the first of shape ``(N, channels, *spatial)``.
 
     Returns:
         tuple[str, Module]: Dotted name and module, for example ``("layer4", ...)`` for a ResNet, ``("features", ...)``
         for VGG, MobileNet and SqueezeNet.
 
     Raises:
-        ValueError: If no such layer exists, as in a transformer.
+        ValueError: If there is no such layer, as in a transformer.
 
     Examples::
 
@@ -67,15 +67,15 @@ def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
 
 
 def resolution_layers(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module]]:
-    """The last convolutional stage of every resolution, in the order of the network: what fusions of layers take.
+    """The last convolutional stage of each resolution, in the order of the network. Suitable for fusions of layers.
 
     Args:
-        model (Module): The network; it is run once, without gradients, in the mode that it is in.
-        inputs (Tensor): What it takes, the first of shape ``(N, channels, *spatial)``.
+        model (Module): Network. It runs once, without gradients, in its current mode.
+        inputs (Tensor): Inputs of the network, the first of shape ``(N, channels, *spatial)``.
 
     Returns:
         list[tuple[str, Module]]: Dotted names and modules, for example ``layer1`` to ``layer4`` for a ResNet. The last
-        is :func:`default_layer`'s.
+        is the result of :func:`default_layer`.
 
     Raises:
         ValueError: If there is no convolutional stage, as in a transformer.
@@ -96,11 +96,11 @@ def resolution_layers(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.M
 
 
 def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
-    """Modules that hold a convolution and return a map, with its spatial size, in the order in which they finish."""
+    """Names and modules that contain a convolution and return a map, with its spatial size, in order of completion."""
     names = {
         module: name
         for name, module in model.named_modules()
-        if name and any(isinstance(each, _CONVOLUTIONS) for each in module.modules())
+        if name and any(isinstance(part, _CONVOLUTIONS) for part in module.modules())
     }
     stages: list[tuple[nn.Module, torch.Size]] = []
     channels_last: set[torch.Size] = set()
@@ -122,31 +122,31 @@ def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tup
         for handle in handles:
             handle.remove()
     classes = result.shape[1] if isinstance(result, Tensor) and result.dim() == 2 else None
-    found = [
+    named = [
         (names[stage], stage, tuple(shape[2:]))
         for stage, shape in stages
         if min(shape[2:]) > 1 and shape not in channels_last and (shape[1] != classes or stage in linear_after)
     ]
-    # A transformer's only convolution cuts the picture into patches.
+    # The only convolution of a vision transformer splits the image into patches.
     patches_only = sum(isinstance(module, _CONVOLUTIONS) for module in model.modules()) == 1 and channels_last
-    if not found or patches_only:
-        raise ValueError("no convolutional stage with a spatial output was found; name the layer to explain")
-    return found
+    if not named or patches_only:
+        raise ValueError("no convolutional stage with a spatial output was found; give the layer to explain by name")
+    return named
 
 
 class TokenGrid:
-    """A ``reshape`` for the layers of a vision transformer: tokens (N, prefix + h * w, C) as maps (N, C, h, w).
+    """A ``reshape`` for layers of vision transformers: converts tokens (N, prefix + h * w, C) to maps (N, C, h, w).
 
     Args:
-        height (int, optional): Rows of the token grid.
+        height (int, optional): Height of the token grid.
             Default: None (the grid is square)
-        width (int, optional): Columns of the token grid.
-            Default: None (what ``height`` leaves)
-        prefix (int, optional): Tokens before the grid: class tokens, registers.
+        width (int, optional): Width of the token grid.
+            Default: None (computed from ``height``)
+        prefix (int, optional): Number of tokens before the grid, such as class tokens and registers.
             Default: 1 (the class token of ViT and DeiT)
 
     Raises:
-        ValueError: When called, if the tokens do not make the grid.
+        ValueError: When called, if the tokens do not fill the grid.
 
     Examples::
 
@@ -165,22 +165,22 @@ class TokenGrid:
         if cells < 1 or height * width != cells:
             raise ValueError(
                 f"reshape: a layer's output of shape {tuple(tokens.shape)} is not {self.prefix} tokens and a grid of "
-                f"{self.height or 'n'} x {self.width or 'n'}; give TokenGrid height, width and prefix"
+                f"{self.height or 'n'} x {self.width or 'n'}; set height, width and prefix of TokenGrid"
             )
         return height, width
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Tokens (N, prefix + h * w, C) as maps (N, C, h, w)."""
+        """Convert tokens (N, prefix + h * w, C) to maps (N, C, h, w)."""
         size = self._size(tokens)
         return tokens[:, self.prefix :].transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *size)
 
     def inverse(self, maps: Tensor, tokens: Tensor) -> Tensor:
-        """Maps (N, C, h, w) back in the place of the grid in ``tokens``; the prefix stays as it is there."""
+        """Replace the grid in ``tokens`` by maps (N, C, h, w). The prefix tokens are kept."""
         return torch.cat([tokens[:, : self.prefix], maps.flatten(2).transpose(1, 2).to(tokens.dtype)], 1)
 
 
 class ChannelsLast:
-    """A ``reshape`` for layers that return ``(N, *spatial, C)``, as those of Swin transformers do.
+    """A ``reshape`` for layers that return ``(N, *spatial, C)``, such as those of Swin transformers.
 
     Examples::
 
@@ -189,9 +189,9 @@ class ChannelsLast:
     """
 
     def __call__(self, features: Tensor) -> Tensor:
-        """``(N, *spatial, C)`` as ``(N, C, *spatial)``."""
+        """Convert ``(N, *spatial, C)`` to ``(N, C, *spatial)``."""
         return features.movedim(-1, 1)
 
     def inverse(self, maps: Tensor, features: Tensor) -> Tensor:
-        """``(N, C, *spatial)`` as ``(N, *spatial, C)``."""
+        """Convert ``(N, C, *spatial)`` to ``(N, *spatial, C)``."""
         return maps.movedim(1, -1)
