@@ -57,7 +57,7 @@ def test_a_map_without_anything_positive_is_drawn_as_such(value: float) -> None:
 def test_wrong_maps_are_refused() -> None:
     with pytest.raises(ValueError, match="attribution must be one two-dimensional map"):
         visualize_map(torch.rand(2, 1, 4, 4), torch.rand(3, 8, 8))
-    with pytest.raises(ValueError, match="rows must hold"):
+    with pytest.raises(ValueError, match="rows must contain"):
         visualize_grid([])
 
 
