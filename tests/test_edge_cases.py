@@ -348,7 +348,7 @@ def test_a_forward_func_that_does_not_return_a_tensor(cls: Any) -> None:
 
 def test_a_forward_func_that_loses_rows(cls: Any) -> None:
     model = make()
-    with pytest.raises(AssertionError, match="one row for each"):
+    with pytest.raises(AssertionError, match="one output for each"):
         cls(lambda x: model(x)[:1], model.conv2).attribute(images(2, 3, 8, 8), 0)
 
 
@@ -383,7 +383,7 @@ def test_bad_types(cls: Any) -> None:
     if masks_input(cls):
         with pytest.raises(TypeError, match="baselines"):
             cls(model, model.relu2, **with_baselines(cls)).attribute(images(2, 3, 8, 8), 1, baselines="black")
-        with pytest.raises(ValueError, match="inputs: number 1 holds 3 examples and the first 2"):
+        with pytest.raises(ValueError, match="inputs: input 1 has 3 examples and the first input 2"):
             cls(lambda a, b: model(a), model.relu2).attribute((images(2, 3, 8, 8), images(3, 3, 8, 8)), 1)
     if options(cls, score_fn=3):
         with pytest.raises(TypeError, match="score_fn"):
