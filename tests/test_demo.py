@@ -67,6 +67,6 @@ def test_the_script_writes_weights_and_scenes(
     weights, scenes = tmp_path / "w.safetensors", tmp_path / "scenes"
     monkeypatch.setattr(sys, "argv", ["train", "--steps", "2", "--output", str(weights), "--scenes", str(scenes)])
     train.main()
-    assert "test scenes with two digits named right: 50.0%" in capsys.readouterr().out
+    assert "test scenes with two digits recognised: 50.0%" in capsys.readouterr().out
     assert weights.stat().st_size < 2e6
     assert len(list(scenes.glob("*.png"))) == 8 + 12
