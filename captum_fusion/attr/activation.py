@@ -100,7 +100,7 @@ class LayerLinearCAM(ActivationCAM):
                 return weight
             mismatches.append(type(module).__name__)
         why = (
-            f"its {mismatches[0]} of that size, applied to the layer's mean activations, does not give the output"
+            f"its {mismatches[0]} of that size does not give the output when applied to the layer's mean activations"
             if mismatches
             else f"there is no linear layer from the layer's {shape[1]} channels to the {shape[0]} outputs"
         )
