@@ -217,10 +217,10 @@ class CAM(LayerAttribution, SeveralTargets):
 
     def _maps(self, passes: Passes, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
         """The maps of each layer: a tuple with one map per tensor."""
-        return [
-            tuple(self._map(tensor).to(tensor.activations.dtype) for tensor in tensors)
-            for tensors in self._tensors(passes, evaluations)
-        ]
+        return self._map_each(self._tensors(passes, evaluations))
+
+    def _map_each(self, layers: list[list[LayerTensor]]) -> list[tuple[Tensor, ...]]:
+        return [tuple(self._map(tensor).to(tensor.activations.dtype) for tensor in tensors) for tensors in layers]
 
     def _tensors(
         self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines | None = None
@@ -622,10 +622,12 @@ class ReplacedCAM(CAM, PerturbationAttribution):
     def _maps(
         self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines = 0
     ) -> list[tuple[Tensor, ...]]:
-        return [
-            tuple(self._map(tensor).to(tensor.activations.dtype) for tensor in tensors)
-            for tensors in self._tensors(passes, evaluations, 0 if baselines is None else baselines)
-        ]
+        return self._map_each(self._tensors(passes, evaluations, baselines))
+
+    def _tensors(
+        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines = 0
+    ) -> list[list[LayerTensor]]:
+        return CAM._tensors(self, passes, evaluations, 0 if baselines is None else baselines)
 
 
 def checked_score_fn(score_fn: str | ScoreFn) -> str | ScoreFn:

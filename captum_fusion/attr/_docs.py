@@ -64,6 +64,20 @@ _LAYER_RETURNS = """\
     if the layer returns several tensors; a list of such results for a list of layers. If the class says that its
     map is in the input's space: of shape ``(N, 1, *input spatial)``, in [0, 1], in the dtype of the input."""
 
+_FUSION_ARGS = """\
+region_kwargs (dict, optional): Further arguments of the region component's ``attribute``.
+    Default: None
+return_details (bool, optional): Whether to return the intermediate results as well.
+    Default: False"""
+
+_FUSION_RETURNS = """\
+*Tensor* or *tuple[Tensor, ...]* of **attributions**, and **details** if requested:
+- **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape ``(N, 1, *input spatial)``, in [0, 1], in the dtype
+    of the input, detached (unless ``grad_kwargs`` contains ``create_graph=True``). All zeros if both component maps
+    are. A tuple if the layer returns several tensors; a list of such results for a list of layers.
+- **details** (:class:`FusionDetails` or a tuple of them): With ``return_details=True``. For a list of layers the
+    result is a list of (attributions, details) pairs."""
+
 _GRAD_KWARGS = """\
 grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
     Default: None"""
@@ -107,6 +121,8 @@ def documented(function: F) -> F:
         "masked_args": _MASKED_ARGS,
         "sampled_args": _SAMPLED_ARGS,
         "replaced_args": _REPLACED_ARGS,
+        "fusion_args": _FUSION_ARGS,
+        "fusion_returns": _FUSION_RETURNS,
         "grad_kwargs": _GRAD_KWARGS,
         "layer_returns": _LAYER_RETURNS,
         "reshape_arg": _RESHAPE_ARG,

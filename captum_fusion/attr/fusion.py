@@ -412,19 +412,11 @@ class LayerFusionCAM(_Fusion):
             gradient_kwargs (dict, optional): Further arguments of the gradient component's ``attribute``. Components
                 of this package use the fusion's baselines; captum's methods take their baselines here.
                 Default: None
-            region_kwargs (dict, optional): Further arguments of the region component's ``attribute``.
-                Default: None
-            return_details (bool, optional): Whether to return the intermediate results as well.
-                Default: False
+            {fusion_args}
             {grad_kwargs}
 
         Returns:
-            *Tensor* or *tuple[Tensor, ...]* of **attributions**, and **details** if requested:
-            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape ``(N, 1, *input spatial)``, in [0, 1],
-                in the dtype of the input, detached (unless ``grad_kwargs`` contains ``create_graph=True``). All
-                zeros if no component supports the target. A tuple if the layer returns several tensors; a list of
-                such results for a list of layers.
-            - **details** (:class:`FusionDetails` or a tuple of them): With ``return_details=True``.
+            {fusion_returns}
 
         Raises:
             {raises}
@@ -628,18 +620,11 @@ class LayerUnionCAM(_Fusion):
         Args:
             {shared_args}
             {masked_args}
-            region_kwargs (dict, optional): Further arguments of the region component's ``attribute``.
-                Default: None
-            return_details (bool, optional): Whether to return the intermediate results as well.
-                Default: False
+            {fusion_args}
             {grad_kwargs}
 
         Returns:
-            *Tensor* or *tuple[Tensor, ...]* of **attributions**, and **details** if requested:
-            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape ``(N, 1, *input spatial)``, in [0, 1],
-                in the dtype of the input, detached (unless ``grad_kwargs`` contains ``create_graph=True``). A
-                tuple if the layer returns several tensors; a list of such results for a list of layers.
-            - **details** (:class:`FusionDetails` or a tuple of them): With ``return_details=True``.
+            {fusion_returns}
 
         Raises:
             {raises}

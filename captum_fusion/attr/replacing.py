@@ -408,8 +408,7 @@ class LayerShapCAM(ReplacedCAM):
         self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines
     ) -> list[list[tuple[Tensor, Tensor]]]:
         return [
-            [self._estimate(tensor) for tensor in tensors]
-            for tensors in self._tensors(passes, evaluations, 0 if baselines is None else baselines)
+            [self._estimate(tensor) for tensor in tensors] for tensors in self._tensors(passes, evaluations, baselines)
         ]
 
     def _estimate(self, tensor: LayerTensor) -> tuple[Tensor, Tensor]:
