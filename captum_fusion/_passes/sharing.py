@@ -124,7 +124,7 @@ def shared_work() -> Iterator[SavedWork]:
         >>> with shared_work() as saved:
         ...     fused = LayerFusionCAM(model, model.stage4).attribute(image, scene.labels[0])
         ...     other = LayerFusionCAM(model, model.stage4).attribute(image, scene.labels[1])
-        ...     region = LayerScoreCAM(model, model.stage4).attribute(image, scene.labels[0])  # no more masked samples
+        ...     region = LayerScoreCAM(model, model.stage4).attribute(image, scene.labels[0])  # takes no new samples
     """
     cache = _CACHE.get()
     if cache is not None:

@@ -61,8 +61,8 @@ _LAYER_RETURNS = """\
 *Tensor* or *tuple[Tensor, ...]* of **attributions**:
 - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape ``(N, 1, *spatial of the layer)``, not normalised,
     in the dtype of the layer's output, detached (unless ``grad_kwargs`` contains ``create_graph=True``). A tuple
-    if the layer returns several tensors; a list of such results for a list of layers. If the class says that its
-    map is in the input's space: of shape ``(N, 1, *input spatial)``, in [0, 1], in the dtype of the input."""
+    if the layer returns several tensors; a list of such results for a list of layers. For classes whose map is in
+    the input's space, the shape is ``(N, 1, *input spatial)``, the range [0, 1] and the dtype that of the input."""
 
 _FUSION_ARGS = """\
 region_kwargs (dict, optional): Further arguments of the region component's ``attribute``.

@@ -289,8 +289,8 @@ class LayerFusionCAM(_Fusion):
 
     Any captum attribution can be used as either component. Components of this package on the same layer and function,
     and captum's ``LayerGradCam``, share one layer pass.
-    Cost per example with the default components: one forward and one backward sample, and one masked sample per live
-    channel plus 4.
+    Cost per example with the default components: one forward and one backward sample, one masked sample per live
+    channel, and 4 further masked samples.
 
     More details in the paper: H. Dekdegue, M. Garouani, J. Mothe, J. Bernigaud, "Fusion-CAM: Integrating Gradient and
     Region-Based Class Activation Maps for Robust Visual Explanations", 2026, https://arxiv.org/abs/2603.05386
@@ -497,8 +497,8 @@ class LayerUnionCAM(_Fusion):
     effect. Use ``alpha="count"`` for such networks: the default, which is the reading of eq. 3 in all known code, then
     gives every channel with a positive gradient the same total weight.
 
-    Cost per example with the default component: one forward and one backward sample, and one masked sample per live
-    channel plus 4.
+    Cost per example with the default component: one forward and one backward sample, one masked sample per live
+    channel, and 4 further masked samples.
 
     More details in the paper: H. Hu, R. Wang, H. Lin, H. Yu, "UnionCAM: enhancing CNN interpretability through
     denoising, weighted fusion, and selective high-quality class activation mapping", Frontiers in Neurorobotics
