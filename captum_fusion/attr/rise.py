@@ -115,7 +115,8 @@ class RISE(PerturbationAttribution, SeveralTargets):
             mask_inputs (sequence of int, optional): Indices of the inputs to mask. All get the same masks.
                 Default: None (the first floating point input with spatial dimensions, and those of its rank)
             perturbations_per_eval (int, optional): Maximum number of masked samples per example in one call of the
-                network. None chooses a fast number and layout by timing the first samples.
+                network. None chooses a fast number and layout by timing the first samples. The result is the same up to
+                rounding. Nothing is timed if a number is given or ``torch.use_deterministic_algorithms(True)`` is set.
                 Default: None
             show_progress (bool, optional): Show a progress bar that counts masked samples.
                 Default: False
