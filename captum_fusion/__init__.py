@@ -1,4 +1,4 @@
-"""Fusion-CAM and related class activation maps, as Captum attributions.
+"""Fusion-CAM and related class activation maps, as captum attributions.
 
 Examples::
 

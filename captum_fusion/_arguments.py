@@ -1,4 +1,4 @@
-"""Checks of arguments. Each returns the value, or raises one error that names the argument and says what to give."""
+"""Argument checks. Each returns the value or raises an error that names the argument and the valid values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captum's private names. A new captum release can break this module, and no other."""
+"""Wrappers for captum's private functions, the only module that a new captum release can break."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: What the layers held in a forward pass: a tuple of tensors for each layer and device.
+#: The tensors of the layers in a forward pass: a tuple for each layer and device.
 LayerTensors = dict[nn.Module, dict[torch.device, tuple[Tensor, ...]]]
 
 
 def log_usage() -> Callable[[F], F]:
-    """Captum's decorator of ``attribute`` methods, which NoiseTunnel needs; it keeps their types."""
+    """Captum's decorator for ``attribute`` methods, typed to preserve their signatures. NoiseTunnel relies on it."""
     decorator: Callable[[F], F] = captum_log_usage()
     return decorator
 
@@ -55,17 +55,17 @@ def format_arguments(additional_forward_args: Any) -> tuple[Any, ...] | None:
 
 
 def format_result(results: tuple[Any, ...]) -> Any:
-    """The only result itself, or the tuple. Whether it is a tuple follows the layer, as in captum."""
+    """The result itself if there is only one, otherwise the tuple, as in captum."""
     return _format_output(len(results) > 1, results)
 
 
 def run_forward(forward_func: Callable[..., Any], inputs: Any, arguments: tuple[Any, ...] | None) -> Any:
-    """The output of ``forward_func``, before a target is selected."""
+    """The output of ``forward_func``, before target selection."""
     return _run_forward(forward_func, inputs, None, arguments)
 
 
 def select_target(output: Tensor, target: Any) -> Tensor:
-    """The target's entries of an output; for None the whole output."""
+    """The target's entries of an output; the whole output if the target is None."""
     selected: Tensor = _select_targets(output, target)
     return selected
 
@@ -78,9 +78,9 @@ def forward_with_layers(
     at_input: bool,
     gradients: bool,
 ) -> tuple[LayerTensors, Any]:
-    """One forward pass: what the layers held, and the raw output.
+    """Run one forward pass; return the tensors of the layers and the raw output.
 
-    Layers that the pass does not use are missing from the result; the output is None if it used none of them.
+    Layers that the pass does not use are missing from the result. If it uses none of them, the output is None.
     """
     try:
         saved, output = _forward_layer_distributed_eval(
@@ -102,24 +102,24 @@ def forward_with_layers(
 def device_order(
     forward_func: Callable[..., Any], saved: LayerTensors, layer: nn.Module, device_ids: list[int] | None
 ) -> list[torch.device]:
-    """The devices on which a layer ran, in the order of the batch."""
+    """The devices on which a layer ran, in batch order."""
     order: list[torch.device] = _sort_key_list(list(saved[layer]), _extract_device_ids(forward_func, saved, device_ids))
     return order
 
 
 def gather_devices(by_device: dict[torch.device, tuple[Tensor, ...]], order: list[torch.device]) -> tuple[Tensor, ...]:
-    """The tensors of several devices, concatenated along the batch."""
+    """The tensors of several devices, concatenated along the batch dimension."""
     gathered: tuple[Tensor, ...] = _gather_distributed_tensors(by_device, key_list=order)
     return gathered
 
 
 def progress_bar(show: bool, name: str) -> Any:
-    """Captum's progress bar, or its silent stand-in. A context manager; never test its truth value."""
+    """Captum's progress bar, or its silent replacement, as a context manager. Do not test its truth value."""
     return progress(desc=f"{name} attribution", total=0) if show else NullProgress()
 
 
 def path_steps(n_steps: int, rule: str) -> tuple[Sequence[float], Sequence[float]]:
     """Step sizes and positions in [0, 1] of captum's approximation ``rule`` of an integral."""
     step_sizes, positions = approximation_parameters(rule)
-    with torch.device("cpu"):  # captum makes them with torch, on the default device
+    with torch.device("cpu"):  # captum creates them with torch on the default device
         return list(step_sizes(n_steps)), list(positions(n_steps))

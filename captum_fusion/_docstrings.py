@@ -1,4 +1,4 @@
-"""Docstrings that share paragraphs."""
+"""Shared paragraphs for docstrings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def fill_docstring(function: F, parts: Mapping[str, str]) -> F:
-    """Replace each line that is a name in braces by the paragraph of that name, at the indentation of the line.
+    """Replace each line that consists of a name in braces with the paragraph of that name, keeping the indentation.
 
-    A constructor's docstring may begin with ``Args:``; what follows is then indented as its section.
+    If a docstring starts with ``Args:``, as those of constructors do, the lines after it are indented as its section.
     """
     lines: list[str] = []
     text = inspect.cleandoc(function.__doc__ or "")
@@ -25,5 +25,6 @@ def fill_docstring(function: F, parts: Mapping[str, str]) -> F:
             lines += [indent + part for part in parts[name].splitlines()]
         else:
             lines.append(line)
-    function.__doc__ = "\n".join(lines)
+    # inspect.getdoc() ignores the first line when it removes the common indentation. A blank one keeps "Args:" in it.
+    function.__doc__ = "\n" + "\n".join(lines)
     return function

@@ -1,4 +1,4 @@
-"""The layer to explain: by its dotted name, by default, and in transformers."""
+"""Layer selection by dotted name or default, and conversion of transformer layers to maps."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """Find a submodule by its dotted name.
+    """The submodule with a given dotted name.
 
     Args:
-        model (Module): The network.
-        name (str): As in ``model.named_modules()``, for example ``"layer4.1.conv2"``.
+        model (Module): Network.
+        name (str): Dotted name as in ``model.named_modules()``, for example ``"layer4.1.conv2"``.
 
     Returns:
         Module: The submodule.
 
     Raises:
-        ValueError: If there is no submodule of that name; the message suggests similar ones.
+        ValueError: If there is no submodule of that name. The message lists similar names.
 
     Examples::
 
@@ -40,23 +40,22 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 
 
 def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
-    """Find the last convolutional stage, which most papers explain.
+    """The last convolutional stage, which is the layer that most papers explain.
 
-    Among the modules that contain a convolution and return a map ``(N, channels, *spatial)`` with more than one
-    position, this is the last one to finish in a forward pass: of nested modules the outermost. A convolution that only
-    computes class scores (as in SqueezeNet) does not count, nor do maps with their channels last (as in Swin
-    transformers).
+    This is the last module to finish in a forward pass, among those that contain a convolution and return a map
+    ``(N, channels, *spatial)`` with more than one position. Of nested modules it is the outermost. Convolutions that
+    compute class scores (as in SqueezeNet) are excluded, and so are channels-last maps (as in Swin transformers).
 
     Args:
-        model (Module): The network; it is run once, without gradients, in its current mode.
-        inputs (Tensor): Its inputs, the first of shape ``(N, channels, *spatial)``.
+        model (Module): Network. It runs once, without gradients, in its current mode.
+        inputs (Tensor): Inputs of the network, the first of shape ``(N, channels, *spatial)``.
 
     Returns:
         tuple[str, Module]: Dotted name and module, for example ``("layer4", ...)`` for a ResNet, ``("features", ...)``
         for VGG, MobileNet and SqueezeNet.
 
     Raises:
-        ValueError: If no such layer exists, as in a transformer.
+        ValueError: If there is no such layer, as in a transformer.
 
     Examples::
 
@@ -68,15 +67,15 @@ def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
 
 
 def resolution_layers(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module]]:
-    """Find the last convolutional stage of every resolution, for methods that fuse layers.
+    """The last convolutional stage of each resolution, in the order of the network. Suitable for fusions of layers.
 
     Args:
-        model (Module): The network; it is run once, without gradients, in its current mode.
-        inputs (Tensor): Its inputs, the first of shape ``(N, channels, *spatial)``.
+        model (Module): Network. It runs once, without gradients, in its current mode.
+        inputs (Tensor): Inputs of the network, the first of shape ``(N, channels, *spatial)``.
 
     Returns:
-        list[tuple[str, Module]]: Dotted names and modules in the order of the network, for example ``layer1`` to
-        ``layer4`` for a ResNet. The last is :func:`default_layer`'s.
+        list[tuple[str, Module]]: Dotted names and modules, for example ``layer1`` to ``layer4`` for a ResNet. The last
+        is the result of :func:`default_layer`.
 
     Raises:
         ValueError: If there is no convolutional stage, as in a transformer.
@@ -97,7 +96,7 @@ def resolution_layers(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.M
 
 
 def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
-    """Modules that contain a convolution and return a map, with its spatial size, in the order in which they finish."""
+    """Names and modules that contain a convolution and return a map, with its spatial size, in order of completion."""
     names = {
         module: name
         for name, module in model.named_modules()
@@ -123,31 +122,31 @@ def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tup
         for handle in handles:
             handle.remove()
     classes = result.shape[1] if isinstance(result, Tensor) and result.dim() == 2 else None
-    found = [
+    named = [
         (names[stage], stage, tuple(shape[2:]))
         for stage, shape in stages
         if min(shape[2:]) > 1 and shape not in channels_last and (shape[1] != classes or stage in linear_after)
     ]
-    # The only convolution of a transformer divides the picture into patches.
+    # The only convolution of a vision transformer splits the image into patches.
     patches_only = sum(isinstance(module, _CONVOLUTIONS) for module in model.modules()) == 1 and channels_last
-    if not found or patches_only:
-        raise ValueError("no convolutional stage with a spatial output was found; name the layer to explain")
-    return found
+    if not named or patches_only:
+        raise ValueError("no convolutional stage with a spatial output was found; give the layer to explain by name")
+    return named
 
 
 class TokenGrid:
-    """A ``reshape`` for the layers of a vision transformer: tokens (N, prefix + h * w, C) as maps (N, C, h, w).
+    """A ``reshape`` for layers of vision transformers: converts tokens (N, prefix + h * w, C) to maps (N, C, h, w).
 
     Args:
-        height (int, optional): Rows of the token grid.
+        height (int, optional): Height of the token grid.
             Default: None (the grid is square)
-        width (int, optional): Columns of the token grid.
-            Default: None (what ``height`` leaves)
-        prefix (int, optional): Tokens before the grid: class tokens, registers.
+        width (int, optional): Width of the token grid.
+            Default: None (computed from ``height``)
+        prefix (int, optional): Number of tokens before the grid, such as class tokens and registers.
             Default: 1 (the class token of ViT and DeiT)
 
     Raises:
-        ValueError: When called, if the tokens do not make the grid.
+        ValueError: When called, if the tokens do not fill the grid.
 
     Examples::
 
@@ -166,22 +165,22 @@ class TokenGrid:
         if cells < 1 or height * width != cells:
             raise ValueError(
                 f"reshape: a layer's output of shape {tuple(tokens.shape)} is not {self.prefix} tokens and a grid of "
-                f"{self.height or 'n'} x {self.width or 'n'}; give TokenGrid height, width and prefix"
+                f"{self.height or 'n'} x {self.width or 'n'}; set height, width and prefix of TokenGrid"
             )
         return height, width
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Tokens (N, prefix + h * w, C) as maps (N, C, h, w)."""
+        """Convert tokens (N, prefix + h * w, C) to maps (N, C, h, w)."""
         size = self._size(tokens)
         return tokens[:, self.prefix :].transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *size)
 
     def inverse(self, maps: Tensor, tokens: Tensor) -> Tensor:
-        """Put maps (N, C, h, w) back into the grid of ``tokens``; the prefix is kept."""
+        """Replace the grid in ``tokens`` by maps (N, C, h, w). The prefix tokens are kept."""
         return torch.cat([tokens[:, : self.prefix], maps.flatten(2).transpose(1, 2).to(tokens.dtype)], 1)
 
 
 class ChannelsLast:
-    """A ``reshape`` for layers that return ``(N, *spatial, C)``, as those of Swin transformers do.
+    """A ``reshape`` for layers that return ``(N, *spatial, C)``, such as those of Swin transformers.
 
     Examples::
 
@@ -190,9 +189,9 @@ class ChannelsLast:
     """
 
     def __call__(self, features: Tensor) -> Tensor:
-        """``(N, *spatial, C)`` as ``(N, C, *spatial)``."""
+        """Convert ``(N, *spatial, C)`` to ``(N, C, *spatial)``."""
         return features.movedim(-1, 1)
 
     def inverse(self, maps: Tensor, features: Tensor) -> Tensor:
-        """``(N, C, *spatial)`` as ``(N, *spatial, C)``."""
+        """Convert ``(N, C, *spatial)`` to ``(N, *spatial, C)``."""
         return maps.movedim(1, -1)

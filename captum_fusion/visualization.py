@@ -1,4 +1,4 @@
-"""Tensors in, figures out, on ``captum.attr.visualization``. Nothing here touches pyplot or opens a window."""
+"""Figures of attributions, built on ``captum.attr.visualization``. They use no pyplot and open no window."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch import Tensor
 
 from captum_fusion.functional import at_least_float32, upsample
 
-#: Colour map of heat maps: what the CAM literature uses, and legible on the grey picture beneath.
+#: Colour map of heat maps, as used in the CAM literature. It is legible on the grey picture underneath.
 CMAP = "jet"
 
 
 def to_picture(image: Tensor) -> NDArray[np.float32]:
-    """An image tensor as matplotlib and captum want a picture.
+    """Convert an image tensor to the format of matplotlib and captum.
 
     Args:
-        image (Tensor): Of shape (C, H, W) or (1, C, H, W) with one or three channels. Values outside [0, 1], as after
-            a mean/std normalisation, are stretched to [0, 1] over the whole image.
+        image (Tensor): Image of shape (C, H, W) or (1, C, H, W) with one or three channels. If any value is outside
+            [0, 1], for example after mean/std normalisation, the image is rescaled to [0, 1].
 
     Returns:
         ndarray: float32, of shape (H, W, 3), in [0, 1].
 
     Raises:
-        ValueError: For any other shape.
+        ValueError: If the image has another shape.
 
     Examples::
 
@@ -61,28 +61,29 @@ def visualize_map(
     outlier_perc: float = 1.0,
     show_colorbar: bool = False,
 ) -> tuple[Figure, Axes]:
-    """One map over its image, drawn by captum's ``visualize_image_attr``.
+    """Draw one map over its image with captum's ``visualize_image_attr``.
 
-    Takes what attributions return: brings the map to the image's size, the tensors to NumPy, a mean/std-normalised or
-    one-channel image to a picture, and draws an all-zero map, which captum refuses, as the grey image.
+    Accepts the tensors that attributions return: the map is upsampled to the image's size, and mean/std-normalised and
+    one-channel images are converted to pictures. An all-zero map, which captum rejects, is drawn as the grey image.
 
     Args:
-        attribution (Tensor): Of shape (1, C, h, w), (C, h, w) or (h, w); channels are summed, negative values ignored.
-        image (Tensor): Of shape (1, C, H, W) or (C, H, W).
+        attribution (Tensor): Map of shape (1, C, h, w), (C, h, w) or (h, w). Channels are summed, and negative sums
+            are ignored.
+        image (Tensor): Image of shape (1, C, H, W) or (C, H, W).
         method (str, optional): Captum's ``"blended_heat_map"``, ``"heat_map"``, ``"masked_image"`` or
             ``"alpha_scaling"``. Default: ``"blended_heat_map"``
-        title (str, optional): Above the axes. Default: None
-        fig_axis (tuple[Figure, Axes], optional): Where to draw. Default: None (a new figure)
+        title (str, optional): Title of the axes. Default: None
+        fig_axis (tuple[Figure, Axes], optional): Figure and axes to draw on. Default: None (a new figure)
         cmap (str, optional): Matplotlib colour map. Default: ``"jet"``
         alpha_overlay (float, optional): Opacity of the heat map, 0 to 1. Default: 0.55
-        outlier_perc (float, optional): Captum's share of outliers, in percent. Default: 1
-        show_colorbar (bool, optional): Draw a colour bar. Default: False
+        outlier_perc (float, optional): Captum's percentage of outliers. Default: 1
+        show_colorbar (bool, optional): Whether to draw a colour bar. Default: False
 
     Returns:
-        tuple[Figure, Axes]: Save it with ``figure.savefig(...)``.
+        tuple[Figure, Axes]: The figure and its axes. Save it with ``figure.savefig(...)``.
 
     Raises:
-        ValueError: For a map or an image of another shape, or several examples at once.
+        ValueError: If the map or the image has another shape, or holds several examples.
 
     Examples::
 
@@ -125,19 +126,19 @@ def visualize_map(
 def visualize_grid(
     rows: Sequence[tuple[Tensor, Sequence[tuple[Tensor | None, str]]]], *, panel: float = 2.4, cmap: str = CMAP
 ) -> Figure:
-    """Rows of panels, each row showing one image: a map over it, or the image itself where the map is None.
+    """Draw a grid of panels with one row per image. A panel shows a map over the image, or the image alone.
 
     Args:
-        rows (sequence): For each row the image, as in :func:`to_picture`, and its panels: pairs of a map, as in
-            :func:`visualize_map`, and a title.
+        rows (sequence): For each row, a pair of the image, as in :func:`to_picture`, and its panels. A panel is a pair
+            of a map, as in :func:`visualize_map`, and a title. If the map is None, the panel shows the image.
         panel (float, optional): Width of a panel, in inches. Default: 2.4
         cmap (str, optional): Matplotlib colour map. Default: ``"jet"``
 
     Returns:
-        Figure: Save it with ``figure.savefig(...)``.
+        Figure: The figure. Save it with ``figure.savefig(...)``.
 
     Raises:
-        ValueError: If there is nothing to draw.
+        ValueError: If there is no row, or the first row has no panel.
 
     Examples::
 
@@ -148,7 +149,7 @@ def visualize_grid(
         ['image', 'map']
     """
     if not rows or not rows[0][1]:
-        raise ValueError("rows must hold at least one row with at least one panel")
+        raise ValueError("rows must contain at least one row with at least one panel")
     columns = max(len(panels) for _, panels in rows)
     height = sum(panel * image.shape[-2] / image.shape[-1] + 0.45 for image, _ in rows)
     figure = Figure(figsize=(panel * columns, height), layout="constrained")
@@ -169,17 +170,17 @@ def visualize_grid(
 def visualize_fusion(
     images: Tensor, attributions: Tensor, details: Any, *, titles: Sequence[str] | None = None, name: str = "fusion"
 ) -> Figure:
-    """How a fusion came about, a row for each example: image | gradient map | region map | union | fusion.
+    """Draw the steps of a fusion, with one row per example: image | gradient map | region map | union | fusion.
 
     Args:
-        images (Tensor): Of shape (N, C, H, W), as in :func:`to_picture`.
-        attributions (Tensor): The fusion's result, of shape (N, 1, H, W).
-        details (FusionDetails): What it returned with ``return_details=True``.
-        titles (sequence of str, optional): Above each image, for example the class. Default: None
-        name (str, optional): What the last column is called. Default: ``"fusion"``
+        images (Tensor): Images of shape (N, C, H, W), as in :func:`to_picture`.
+        attributions (Tensor): Maps of the fusion, of shape (N, 1, H, W).
+        details (FusionDetails): Details of the fusion, from ``return_details=True``.
+        titles (sequence of str, optional): Title of each image, for example its class. Default: None
+        name (str, optional): Title of the last column. Default: ``"fusion"``
 
     Returns:
-        Figure: With the contributions and the weights that they lead to above the maps.
+        Figure: The figure. The titles of the maps give their contributions and weights.
 
     Examples::
 

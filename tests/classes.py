@@ -1,4 +1,4 @@
-"""The public layer methods, and what the common tests need to know of each."""
+"""The public layer methods, with the properties that the common tests need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from captum_fusion.attr.catalog import METHODS
 
 
 class SoftmaxDecomCAM(LayerDecomCAM):
-    """Weighted by probabilities, because a small network's raw scores are negative and count as 0."""
+    """DecomCAM with probabilities as scores. The raw scores of a small network are negative and would be set to 0."""
 
     @functools.wraps(LayerDecomCAM.__init__)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -23,23 +23,23 @@ class SoftmaxDecomCAM(LayerDecomCAM):
 
 FUSIONS = [LayerFusionCAM, LayerUnionCAM]
 
-#: The catalogue's layer methods. LayerLinearCAM refuses the networks of the common tests (see test_linear_cam), and
-#: DecomCAM's raw scores are negative on them.
+#: The layer methods of the catalogue. LayerLinearCAM rejects the networks of the common tests (see test_linear_cam),
+#: and DecomCAM's raw scores are negative on them.
 CLASSES: list[Any] = [
     SoftmaxDecomCAM if method.cls is LayerDecomCAM else method.cls
     for method in METHODS.values()
     if issubclass(method.cls, LayerAttribution) and method.cls not in (LayerGradCam, LayerLinearCAM)
 ]
 
-#: Their maps are in the input's space, in [0, 1].
+#: Methods whose maps are in the input's space, in [0, 1].
 INPUT_SPACE = [cls for cls in CLASSES if cls.info.space == "input"]
-#: Their maps have both signs.
+#: Methods whose maps have both signs.
 SIGNED = [cls for cls in CLASSES if cls.info.signed]
-#: The map is the same for every target.
+#: Methods whose map is the same for every target.
 CLASS_AGNOSTIC = [cls for cls in CLASSES if not cls.needs_target]
-#: A list of layers gives one map.
+#: Methods that fuse a list of layers into one map.
 FUSE_LAYERS = [cls for cls in CLASSES if cls.info.fuses_layers]
-#: They hide the input behind a blur unless told otherwise.
+#: Methods whose background is a blurred input by default.
 BLUR = [cls for cls in CLASSES if issubclass(cls, BackgroundCAM)]
 
 
@@ -49,15 +49,15 @@ def takes(cls: Any, name: str) -> bool:
 
 
 def masks_input(cls: Any) -> bool:
-    """Whether ``baselines`` are those of the input."""
+    """Whether ``baselines`` replace values of the input."""
     return "baselines" in cls.call_options
 
 
 def options(cls: Any, **wanted: Any) -> dict[str, Any]:
-    """Those of some constructor options that the class has."""
+    """The given constructor options that the class has."""
     return {key: value for key, value in wanted.items() if key in inspect.signature(cls.__init__).parameters}
 
 
 def with_baselines(cls: Any) -> dict[str, Any]:
-    """Constructor options with which ``baselines`` count."""
+    """Constructor options with which ``baselines`` are used."""
     return {"background": "baseline"} if cls in BLUR else {}

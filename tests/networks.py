@@ -1,4 +1,4 @@
-"""Small networks that the tests explain. All are built by ``make``, which seeds their weights."""
+"""Small networks for the tests. ``make`` builds them with seeded weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Net(nn.Module):
 
 
 class FlatHead(Net):
-    """A head that weights every position by itself, so that gradients vary over space. For 8 x 8 inputs."""
+    """A head with separate weights for each position, so that gradients vary over space. For 8 x 8 inputs."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -33,7 +33,7 @@ class FlatHead(Net):
 
 
 class Score(Net):
-    """Returns a score for each example, of shape (N,)."""
+    """Returns one score per example, of shape (N,)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[:, 0]
@@ -48,7 +48,7 @@ class ThreeDimensional(Net):
 
 
 class Views(Net):
-    """Takes contiguous activations only: ``view`` after a convolution raises on channels_last."""
+    """Requires contiguous activations: ``view`` after a convolution raises on channels_last."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu2(self.conv2(self.relu1(self.conv1(x))))
@@ -98,7 +98,7 @@ class DictLayer(nn.Module):
 
 
 class WithBatchNorm(nn.Module):
-    """Batch norm and dropout: behaves differently in train mode."""
+    """Has batch norm and dropout, so that it behaves differently in train mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class WithBatchNorm(nn.Module):
 
 
 class Counter:
-    """A forward function that counts its calls and rows, and can fail at a call."""
+    """A forward function that counts its calls and forward samples (``rows``), and can fail at a given call."""
 
     def __init__(self, model: nn.Module, fail_at: int | None = None) -> None:
         self.model, self.calls, self.rows, self.largest, self.fail_at = model, 0, 0, 0, fail_at
@@ -125,7 +125,7 @@ class Counter:
 
 
 def make(kind: type[nn.Module] = Net, seed: int = 1, **options: Any) -> Any:
-    """A network in eval mode with seeded weights; the global generator is left as it was."""
+    """A network in eval mode with seeded weights. The state of the global random generator is kept."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return kind(**options).eval()

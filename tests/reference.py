@@ -1,12 +1,12 @@
-"""Score-CAM, Fusion-CAM and UnionCAM computed a second time, plainly: one example, channel and model call at a time.
+"""Independent reference implementations of Score-CAM, Fusion-CAM and UnionCAM, without batches or vectorisation.
 
-Written from the papers' formulas, not from the package, which this module does not import. Maps are numpy arrays in
-float64; tensors exist only to be shown to the network. Every function explains ONE example, ``x`` of shape
-``(1, ...)``, and returns its map and a dict of what was found on the way.
+They follow the papers' formulas; this module does not import the package. Maps are numpy arrays in float64; tensors are
+used only as inputs of the network. Every function explains ONE example, ``x`` of shape ``(1, ...)``, and returns its
+map and a dict of intermediate results.
 
 Conventions (``N`` min-max, ``Up`` linear interpolation with half-pixel centres, ``p`` the score of the target, ``X_b``
-the baseline): a mask ``m`` shows ``X_b + m (x - X_b)``; a map is upsampled, then normalised; constant maps become
-zeros; ties within 1e-6 of the largest magnitude are ties.
+the baseline): a masked input is ``X_b + m (x - X_b)``; maps are upsampled, then normalised; constant maps become
+zeros; values within 1e-6 of the largest magnitude are ties.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def is_dead(channel: Map) -> bool:
 
 
 def interpolation_matrix(old: int, new: int) -> Map:
-    """Rows say how much each old sample contributes to a new one; sample ``i`` lies at ``i + 1/2``; edges are held."""
+    """Contributions of old samples to new ones, one row per new sample. Sample ``i`` is at ``i + 1/2``."""
     matrix = np.zeros((new, old))
     for i in range(new):
         position = min(max((i + 0.5) * old / new - 0.5, 0.0), old - 1.0)
@@ -64,7 +64,7 @@ def upsample(values: Map, size: tuple[int, ...]) -> Map:
 
 
 def keep_from_percentile(values: Map, theta: float) -> Map:
-    """Values that reach the percentile (ties do), else 0."""
+    """Values that reach the percentile, ties included; 0 elsewhere."""
     threshold = np.percentile(values, theta)
     return np.where(values >= threshold - TIE * np.max(np.abs(values)), values, 0.0)
 
@@ -79,7 +79,7 @@ def raw_output(model: Callable[..., Tensor], x: Tensor, target: Target) -> float
 
 
 def score(model: Callable[..., Tensor], x: Tensor, target: Target, score_fn: ScoreFn = "softmax") -> float:
-    """The target's score, from the raw output along its dimension 1."""
+    """The target's score, computed from the raw output along dimension 1."""
     with torch.no_grad():
         output = model(x)
     if output.dim() > 1:
@@ -139,7 +139,7 @@ def score_cam(
     score_fn: ScoreFn = "softmax",
     baseline: Tensor | float = 0.0,
 ) -> tuple[Map, dict[str, Any]]:
-    """ReLU(sum_k alpha_k A^k), in the layer's space; alpha over the channels that vary over space."""
+    """ReLU(sum_k alpha_k A^k), in the layer's space; the softmax is over channels that vary over space."""
     activations, _ = layer_pass(model, layer, x, target)
     size = tuple(x.shape[2:])
     nothing = baseline_input(x, baseline)
@@ -190,14 +190,14 @@ def union_gradient_map(
 
 
 def difference(p: float, p_b: float, weighting: str) -> float:
-    """A contribution. What float noise could be counts as none, except in the literal readings of the papers."""
+    """A contribution. Differences within rounding noise are 0, except in the literal readings of the papers."""
     if weighting == "normalized" and abs(p - p_b) <= SCORE_NOISE * max(abs(p), abs(p_b)):
         return 0.0
     return p - p_b
 
 
 def shares(first: float, second: float) -> tuple[float, float]:
-    """Clamped at 0, summing to 1, equal where both vanish."""
+    """Weights clamped at 0 that sum to 1; equal if both are 0."""
     first, second = max(first, 0.0), max(second, 0.0)
     return (0.5, 0.5) if first + second == 0 else (first / (first + second), second / (first + second))
 
@@ -244,7 +244,7 @@ def fusion_cam(
     elif weighting == "raw":
         v_u, v_r = b_u, b_r
     else:
-        v_u, v_r = official_shares(b_u, w_r)  # sic: the share of the first stage, METHODS D2
+        v_u, v_r = official_shares(b_u, w_r)  # as published: the weight of the first stage (METHODS, D2)
 
     one, other = v_u * union, v_r * region
     similarity = np.clip(1 - np.abs(one - other), 0, 1)

@@ -1,8 +1,8 @@
-"""The CAM methods besides the fusions, computed a second time, plainly: one example, channel and model call at a time.
+"""Independent reference implementations of the methods other than the fusions, without batches or vectorisation.
 
-Written from the papers' formulas and the public docstrings, not from the package, which this module does not import.
-The conventions are those of ``tests/reference.py``: maps are numpy arrays in float64, every function explains ONE
-example, ``x`` of shape ``(1, ...)``, and returns a map of the layer's space unless it says otherwise.
+They follow the papers' formulas and the public docstrings; this module does not import the package. The conventions are
+those of ``tests/reference.py``: maps are numpy arrays in float64. Every function explains ONE example, ``x`` of shape
+``(1, ...)``, and returns a map in the layer's space unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.reference import (
     upsample,
 )
 
-NOTHING = 1e-6  # what is this small beside the terms it is the sum of is 0
+NOTHING = 1e-6  # a sum smaller than this fraction of its terms is treated as 0
 
 
 # ------------------------------------------------------------------------------------------------------------- network
@@ -108,7 +108,7 @@ def layer_cam(model: nn.Module, layer: nn.Module, x: Tensor, target: Target) -> 
 def fused_layer_cam(
     model: nn.Module, layers: Sequence[nn.Module], x: Tensor, target: Target, gamma: float = 2.0
 ) -> Map:
-    """Several layers, in the input's space; like every map there, normalised in the end (METHODS, section 6)."""
+    """Fusion of several layers in the input's space, normalised like every map there (METHODS, section 6)."""
     size = tuple(x.shape[2:])
     fused = np.zeros(size)
     for i, layer in enumerate(layers):
@@ -121,7 +121,7 @@ def fused_layer_cam(
 
 
 def xgrad_cam(model: nn.Module, layer: nn.Module, x: Tensor, target: Target) -> tuple[Map, Map]:
-    """The map, and what it was before the ReLU."""
+    """The map, and the map before the ReLU."""
     activations, gradients = layer_pass(model, layer, x, target)
     weights = np.zeros(len(activations))
     for k in range(len(activations)):
@@ -132,7 +132,7 @@ def xgrad_cam(model: nn.Module, layer: nn.Module, x: Tensor, target: Target) -> 
 
 
 def alpha(d2: float, d3: float, total: float) -> float:
-    """Grad-CAM++'s weight of a pixel, from its second and third derivative and the channel's sum of activations."""
+    """Grad-CAM++'s pixel weight, from the second and third derivative and the channel's sum of activations."""
     denominator = 2 * d2 + total * d3
     if abs(denominator) <= NOTHING * (abs(2 * d2) + abs(total * d3)):
         return 0.0
@@ -140,7 +140,7 @@ def alpha(d2: float, d3: float, total: float) -> float:
 
 
 def alpha_weight(alphas: Map, slopes: Map, normalize: bool) -> float:
-    """A channel's weight: alphas times positive slopes, the alphas summing to 1 over these if asked for."""
+    """A channel's weight: alphas times positive slopes. If ``normalize_alpha``, the alphas sum to 1 over these."""
     divisor = 1.0
     if normalize:
         divisor = sum(alphas[p] for p in positions(alphas) if slopes[p] > 0)
@@ -180,7 +180,7 @@ def smooth_grad_cam_plus_plus(
 
 
 def integration_rule(method: str, n: int) -> tuple[list[float], list[float]]:
-    """Captum's points and weights. Its trapezoids have n points and n, not n - 1, intervals of 1/n."""
+    """Captum's points and weights. Its trapezoidal rule has n points and n intervals of 1/n, not n - 1."""
     if method == "gausslegendre":
         nodes, weights = np.polynomial.legendre.leggauss(n)
         return [(1 + t) / 2 for t in nodes], [w / 2 for w in weights]
@@ -237,7 +237,7 @@ def is_cam(
 
 
 def blur_matrix(length: int, kernel_size: int = 51, sigma: float = 50.0) -> Map:
-    """A Gaussian along one axis; borders are reflected without their last pixel."""
+    """A Gaussian along one axis, with borders reflected without repeating the last pixel."""
     reach = min(kernel_size // 2, length - 1)
     weights = [math.exp(-0.5 * (o / sigma) ** 2) for o in range(-reach, reach + 1)]
     matrix = np.zeros((length, length))
@@ -291,7 +291,7 @@ def group_cam(
 
 
 def rise_masks(size: tuple[int, ...], cells: int, probability: float) -> list[tuple[float, Map]]:
-    """EVERY mask that RISE can draw, with its probability: all grids, and all shifts by whole pixels of a cell."""
+    """EVERY mask that RISE can draw, with its probability: all grids and all shifts by whole pixels."""
     pixels = [math.ceil(n / cells) for n in size]
     shifts = list(itertools.product(*[range(p) for p in pixels]))
     masks = []
@@ -315,7 +315,7 @@ def rise(
     score_fn: ScoreFn = "softmax",
     baseline: Tensor | float = 0.0,
 ) -> tuple[Map, Map]:
-    """The map's expectation over ``masks``, and the deviation of one mask's part of it; in the input's space."""
+    """The expected map over ``masks`` and the standard deviation of a single mask's term, in the input's space."""
     parts = [score(model, masked(x, mask, baseline), target, score_fn) * mask / probability for _, mask in masks]
     mean = sum(chance * part for (chance, _), part in zip(masks, parts, strict=True))
     variance = sum(chance * (part - mean) ** 2 for (chance, _), part in zip(masks, parts, strict=True))
@@ -381,7 +381,7 @@ def shapley_values(
     score_fn: ScoreFn = "softmax",
     baseline: Any = 0.0,
 ) -> tuple[Map, Map]:
-    """Exact Shapley values of the positions, over all orders, and the deviation of their contributions over these."""
+    """Exact Shapley values over all orders of the positions, and the standard deviation of the contributions."""
     activations = layer_output(model, layer, x)
     replacement = absent(activations, baseline)
     places = positions(activations[0])
@@ -426,9 +426,9 @@ def eigen_cam(model: nn.Module, layer: nn.Module, x: Tensor, center: bool = Fals
 def pure_derivatives(
     model: nn.Module, layer: nn.Module, x: Tensor, smooth: Callable[[Tensor], Tensor]
 ) -> tuple[Map, Map, Map]:
-    """First to third derivative of ``smooth(output)`` by each activation alone, each by autograd through the network.
+    """First to third derivative of ``smooth(output)`` with respect to each activation, by autograd through the network.
 
-    Nothing is assumed about the network; the third derivatives are exact wherever autograd's are.
+    No assumptions are made about the network. The derivatives are as exact as those of autograd.
     """
     activations = torch.from_numpy(layer_output(model, layer, x))
     found = [np.zeros(activations.shape) for _ in range(3)]
@@ -461,14 +461,14 @@ def integrative_layer_map(
     bias: str,
     offsets: Map | None = None,
 ) -> tuple[Map, Map, float]:
-    """A layer's map, what it was before its ReLU, and the share of cut alphas.
+    """A layer's map, the map before its ReLU, and the fraction of clipped alphas.
 
-    ``smooth`` makes Y of the output (C,); ``slope`` is its positive common factor, which the weights do without;
+    ``smooth`` computes Y from the output (C,); ``slope`` is its positive common factor, which the weights leave out;
     ``offsets`` are the biases of the layer's channels.
     """
     activations, gradients = layer_pass(model, layer, x, target)
     d1, d2, d3 = pure_derivatives(model, layer, x, smooth)
-    flat = not d2.any() and not d3.any()  # as with the identity: every pixel counts the same
+    flat = not d2.any() and not d3.any()  # for the identity all pixels have the same weight
     weights, cut, counted = np.zeros(len(activations)), 0, 0
     for k in range(len(activations)):
         alphas = np.zeros(activations.shape[1:])
@@ -514,7 +514,7 @@ def layer_weights(
 def fuse_layers(
     maps: Sequence[Map], weights: Map, size: tuple[int, ...], redundancy_threshold: float | None = None
 ) -> tuple[Map, dict[str, Any]]:
-    """The fused map, in the input's space, and what became of each layer."""
+    """The fused map in the input's space, and the intermediate results for each layer."""
     shown = [min_max(upsample(m, size)) for m in maps]
     kept: list[int] = []
     for i in sorted(range(len(maps)), key=lambda i: -weights[i]):

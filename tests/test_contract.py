@@ -1,4 +1,4 @@
-"""Every class behaves as captum's layer attributions do, and better where captum's own depart from it."""
+"""Every class behaves as captum's layer attributions, and more strictly where captum's own classes are inconsistent."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def one_by_one(method: Any, x: Tensor, targets: list[Any], **kwargs: Any) -> Ten
     return torch.cat([method.attribute(x[i : i + 1], targets[i], **kwargs) for i in range(len(targets))])
 
 
-# ---------------------------------------------------------------------------------------------------------------- form
+# ------------------------------------------------------------------------------------------------------------ signature
 
 
 def test_signature_is_captums(cls: Any) -> None:
@@ -64,7 +64,7 @@ def test_signature_is_captums(cls: Any) -> None:
     order = ["self", "inputs", "target", "additional_forward_args", "attribute_to_layer_input"]
     assert list(parameters)[:5] == order
     assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in list(parameters.values())[5:])
-    assert hasattr(cls.attribute, "__wrapped__"), "captum reaches through log_usage"
+    assert hasattr(cls.attribute, "__wrapped__"), "captum unwraps log_usage"
 
 
 def test_every_argument_is_documented(cls: Any) -> None:
@@ -84,7 +84,7 @@ def test_name_and_properties(cls: Any) -> None:
     assert method.has_convergence_delta() is False
 
 
-# -------------------------------------------------------------------------------------------------------------- result
+# --------------------------------------------------------------------------------------------------------------- result
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -112,10 +112,10 @@ def test_batch_equals_one_by_one(cls: Any, x: Tensor) -> None:
     alone = one_by_one(method, x, targets)
     others = one_by_one(method, x, [1, 0, 3])
     matters = (others - alone).abs().amax() > 1e-3 * alone.abs().amax()
-    assert matters == (cls not in CLASS_AGNOSTIC), "targets matter"
+    assert matters == (cls not in CLASS_AGNOSTIC), "the map depends on the target unless the method is class-agnostic"
     for chunk in (None, 1, 2, 7, 1000):
         chunks = {"perturbations_per_eval": chunk} if takes(cls, "perturbations_per_eval") else {}
-        # The iterations of a super-resolution blow rounding errors up.
+        # The iterations of the super-resolution amplify rounding errors.
         tolerance = 1e-4 if cls is LayerAugmentedGradCAM else 1e-5
         same(method.attribute(x, targets, **chunks), alone, tolerance)
         same(method.attribute(x, torch.tensor(targets), **chunks), alone, tolerance)
@@ -135,15 +135,15 @@ def test_targets_of_outputs_with_three_dimensions(cls: Any, x: Tensor) -> None:
     same(method.attribute(x, (1, 2)), one_by_one(method, x, [(1, 2)] * 3))
 
 
-def test_no_target_where_the_output_is_a_score(cls: Any, x: Tensor) -> None:
+def test_no_target_if_the_output_is_a_score(cls: Any, x: Tensor) -> None:
     model, twin = make(Score), make()
     raw = options(cls, score_fn="identity")
     same(cls(model, model.conv2, **raw).attribute(x), cls(twin, twin.conv2, **raw).attribute(x, 0))
-    assert cls(model, model.conv2).attribute(x).isfinite().all(), "a score needs no softmax"
+    assert cls(model, model.conv2).attribute(x).isfinite().all(), "no softmax is applied to a score"
 
 
 @pytest.mark.parametrize("target", [None, (0, 1, 2), torch.tensor([1, 2]), [0, 1], "cat", 1.5], ids=repr)
-def test_wrong_target_is_an_assertion(cls: Any, x: Tensor, target: Any) -> None:
+def test_wrong_target_raises_an_assertion_error(cls: Any, x: Tensor, target: Any) -> None:
     model = make()
     if target is None and cls in CLASS_AGNOSTIC:
         same(cls(model, model.conv2).attribute(x), cls(model, model.conv2).attribute(x, 1))
@@ -154,7 +154,7 @@ def test_wrong_target_is_an_assertion(cls: Any, x: Tensor, target: Any) -> None:
 
 
 @pytest.mark.parametrize("target", [5, [0, 1, 7]], ids=repr)
-def test_target_out_of_range_is_torchs_error(cls: Any, x: Tensor, target: Any) -> None:
+def test_target_out_of_range_raises_torchs_error(cls: Any, x: Tensor, target: Any) -> None:
     model = make()
     with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
         cls(model, model.conv2).attribute(x, target)
@@ -165,7 +165,7 @@ def test_additional_arguments_follow_their_examples(cls: Any, x: Tensor) -> None
     method = cls(model, model.conv2)
     alone = [method.attribute(x[i : i + 1], i, (scale[i : i + 1], 2)) for i in range(3)]
     same(method.attribute(x, [0, 1, 2], (scale, 2)), torch.cat(alone))
-    shared = torch.tensor([0.5, 1.0, 2.0, 1.0, 1.0])  # five outputs: its first dimension does not count examples
+    shared = torch.tensor([0.5, 1.0, 2.0, 1.0, 1.0])  # five outputs: its first dimension is not the number of examples
     same(method.attribute(x, 1, shared), one_by_one(method, x, [1] * 3, additional_forward_args=shared))
 
 
@@ -173,7 +173,7 @@ def test_several_inputs(cls: Any, x: Tensor) -> None:
     model, other, features = make(TwoInputs), images(3, 3, 12, 12, seed=5), images(3, 5, seed=6)
     method = cls(model, model.conv2)
     result = method.attribute((x, other, features), [0, 1, 2])
-    assert result.shape[2:] == ((8, 8) if cls in INPUT_SPACE else (4, 4)), "the first masked input's size"
+    assert result.shape[2:] == ((8, 8) if cls in INPUT_SPACE else (4, 4)), "the size of the first masked input"
     alone = [method.attribute((x[[i]], other[[i]], features[[i]]), i) for i in range(3)]
     same(result, torch.cat(alone))
     if takes(cls, "mask_inputs"):
@@ -206,8 +206,8 @@ def test_tuple_layer(cls: Any, x: Tensor) -> None:
         same(result, cls(model, [model.branches.a, model.branches.b]).attribute(x, 1))
         return
     assert isinstance(result, tuple)
-    each = [cls(model, layer).attribute(x, 1) for layer in (model.branches.a, model.branches.b)]
-    same(result, tuple(each))
+    separate = [cls(model, layer).attribute(x, 1) for layer in (model.branches.a, model.branches.b)]
+    same(result, tuple(separate))
 
 
 def test_list_of_layers(cls: Any, x: Tensor) -> None:
@@ -216,7 +216,7 @@ def test_list_of_layers(cls: Any, x: Tensor) -> None:
     if cls in FUSE_LAYERS:
         assert result.shape == (3, 1, 8, 8)
         for layer in (model.conv1, model.relu2):
-            assert not torch.allclose(result, cls(model, [layer]).attribute(x, 1), atol=1e-3), "both count"
+            assert not torch.allclose(result, cls(model, [layer]).attribute(x, 1), atol=1e-3), "both layers matter"
         return
     assert isinstance(result, list)
     same(result, [cls(model, layer).attribute(x, 1) for layer in (model.conv1, model.relu2)])
@@ -234,10 +234,10 @@ def test_in_place_relu_changes_nothing(cls: Any, x: Tensor, layer: str) -> None:
     same(cls(plain, getattr(plain, layer)).attribute(x, 1), cls(inplace, getattr(inplace, layer)).attribute(x, 1))
 
 
-# -------------------------------------------------------------------------------------------------------- side effects
+# --------------------------------------------------------------------------------------------------------- side effects
 
 
-def test_leaves_everything_as_it_was(cls: Any, x: Tensor) -> None:
+def test_restores_all_state(cls: Any, x: Tensor) -> None:
     model = make(WithBatchNorm)
     model.conv.weight.requires_grad_(False)
     model.head.weight.grad = torch.full_like(model.head.weight, 7.0)
@@ -248,7 +248,7 @@ def test_leaves_everything_as_it_was(cls: Any, x: Tensor) -> None:
     method = cls(model, model.norm)
     attributes = dict(vars(method))
     method.attribute(given, 1)
-    assert vars(method) == attributes, "no state on the object"
+    assert vars(method) == attributes, "attribute keeps no state on the object"
     assert hooks_on(model) == 1
     users.remove()
     assert flags == [p.requires_grad for p in model.parameters()]
@@ -263,13 +263,13 @@ def test_leaves_everything_as_it_was(cls: Any, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
-def test_leaves_nothing_behind_when_the_network_fails(cls: Any, x: Tensor, call: int) -> None:
+def test_restores_all_state_if_the_network_fails(cls: Any, x: Tensor, call: int) -> None:
     model = make()
     failing = Counter(model, fail_at=call)
     plain = Counter(model)
     cls(plain, model.conv2).attribute(x, 1)
     if plain.calls < call:
-        pytest.skip("needs fewer calls of the network")
+        pytest.skip("the method calls the network fewer times")
     with pytest.raises(RuntimeError, match="the network failed"):
         cls(failing, model.conv2).attribute(x, 1)
     assert hooks_on(model) == 0
@@ -300,7 +300,7 @@ def test_grad_modes_of_the_caller(cls: Any, x: Tensor, context: Any) -> None:
     same(result, expected)
 
 
-def test_masked_rows_do_not_spoil_tensors_that_the_model_caches(cls: Any, x: Tensor) -> None:
+def test_tensors_cached_by_the_model_stay_usable_by_autograd(cls: Any, x: Tensor) -> None:
     class Caches(Net):
         cached: Tensor | None = None
 
@@ -323,7 +323,7 @@ def test_frozen_parameters(cls: Any, x: Tensor) -> None:
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
-# ---------------------------------------------------------------------------------------------- placement, dtype, form
+# ------------------------------------------------------------------------------------------------ dtype, layout, device
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -363,7 +363,7 @@ def test_memory_layouts_of_the_input(cls: Any, x: Tensor, layout: str) -> None:
     same(result, cls(model, model.conv2).attribute(given.contiguous(), 1))
 
 
-def test_makes_no_tensor_on_the_default_device(cls: Any, x: Tensor) -> None:
+def test_creates_no_tensor_on_the_default_device(cls: Any, x: Tensor) -> None:
     model = make()
     expected = cls(model, model.conv2).attribute(x, [0, 1, 2])
     with torch.device("meta"):
@@ -387,7 +387,7 @@ def test_data_parallel_on_the_cpu(cls: Any, x: Tensor) -> None:
     same(cls(nn.DataParallel(model), model.conv2).attribute(x, 1), cls(model, model.conv2).attribute(x, 1))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it while tracing
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo reads it while tracing
 def test_compiled_model(cls: Any, x: Tensor) -> None:
     model = make()
     compiled = torch.compile(model, backend="eager")
@@ -404,7 +404,7 @@ def test_pickle_and_deepcopy(cls: Any, x: Tensor) -> None:
         same(twin.attribute(x, 1), expected)
 
 
-# ------------------------------------------------------------------------------------------- with the rest of captum
+# --------------------------------------------------------------------------------------------------- captum's utilities
 
 
 def test_noise_tunnel_without_noise_is_the_plain_map(cls: Any, x: Tensor) -> None:
@@ -431,7 +431,7 @@ def test_sensitivity_max(cls: Any, x: Tensor) -> None:
     scores = sensitivity_max(explain, x, target=torch.tensor([0, 1, 2]), n_perturb_samples=2)
     assert scores.shape == (3,)
     assert (scores >= 0).all()
-    assert (scores > 0).any(), "a map that is all zero does not move"
+    assert (scores > 0).any(), "only an all-zero map never changes"
 
 
 def test_infidelity(cls: Any, x: Tensor) -> None:
@@ -442,7 +442,7 @@ def test_infidelity(cls: Any, x: Tensor) -> None:
     assert scores.isfinite().all()
 
 
-def test_progress_bar_counts_the_masked_rows(cls: Any, x: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_counts_the_masked_samples(cls: Any, x: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
     model = make()
     if not takes(cls, "show_progress"):
         pytest.skip("one pass needs no progress bar")

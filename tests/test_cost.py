@@ -1,4 +1,4 @@
-"""What a map costs: rows of the network, and how the chunks that they run in are found."""
+"""The cost of a map in forward and backward samples, and the choice of chunk sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.test_contract import same
 
 
 class SomeDead(Net):
-    """Of eight channels three are dead for every input, and further ones for small inputs."""
+    """Three of eight channels are dead for every input, and more for small inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,26 +46,26 @@ def live(model: Any, x: Tensor) -> Tensor:
     return live_channels(model.relu2(model.conv2(model.relu1(model.conv1(x)))).detach())
 
 
-def backward_rows(model: Any) -> list[int]:
-    rows: list[int] = []
-    model.head.register_full_backward_hook(lambda module, given, found: rows.append(found[0].shape[0]))
-    return rows
+def backward_samples(model: Any) -> list[int]:
+    samples: list[int] = []
+    model.head.register_full_backward_hook(lambda module, inputs, outputs: samples.append(outputs[0].shape[0]))
+    return samples
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 3, 100])
 @pytest.mark.parametrize("cls", [LayerFusionCAM, LayerUnionCAM])
-def test_rows_of_a_fusion(model: Any, x: Tensor, cls: Any, chunk: int | None) -> None:
-    counted, backward = Counter(model), backward_rows(model)
+def test_forward_samples_of_a_fusion(model: Any, x: Tensor, cls: Any, chunk: int | None) -> None:
+    counted, backward = Counter(model), backward_samples(model)
     cls(counted, model.relu2).attribute(x, [0, 1, 2, 3], perturbations_per_eval=chunk)
     alive = int(live(model, x).sum())
     assert len(set(live(model, x).sum(1).tolist())) > 1, "examples differ in their live channels"
     assert counted.rows == alive + 5 * 4, "clean, baseline, gradient map, region map, union"
-    assert backward == [4], "one backward row for each example"
+    assert backward == [4], "one backward sample per example"
 
 
 @pytest.mark.parametrize(("weighting", "extra"), [("softmax", 1), ("increase", 2)])
-def test_rows_of_score_cam(model: Any, x: Tensor, weighting: str, extra: int) -> None:
-    counted, backward = Counter(model), backward_rows(model)
+def test_forward_samples_of_score_cam(model: Any, x: Tensor, weighting: str, extra: int) -> None:
+    counted, backward = Counter(model), backward_samples(model)
     LayerScoreCAM(counted, model.relu2, weighting=weighting).attribute(x, [0, 1, 2, 3])
     assert counted.rows == int(live(model, x).sum()) + extra * 4
     assert backward == []
@@ -73,7 +73,7 @@ def test_rows_of_score_cam(model: Any, x: Tensor, weighting: str, extra: int) ->
 
 def test_components_share_the_pass_and_the_baseline(model: Any, x: Tensor) -> None:
     alive = int(live(model, x).sum())
-    counted, backward = Counter(model), backward_rows(model)
+    counted, backward = Counter(model), backward_samples(model)
     region = LayerScoreCAM(counted, model.relu2, weighting="increase")
     fusion = LayerFusionCAM(counted, model.relu2, region_method=region)
     fusion.attribute(x, 1)
@@ -88,22 +88,22 @@ def test_components_share_the_pass_and_the_baseline(model: Any, x: Tensor) -> No
         counted, model.relu2, None, LayerUnionCAM(counted, model.relu2, region_method=region), region
     )
     nested.attribute(x, 1, region_kwargs={"perturbations_per_eval": 2})
-    assert counted.rows == 2 * alive + (5 + 3) * 4, "the union's own three masked rows, no second clean or baseline"
+    assert counted.rows == 2 * alive + (5 + 3) * 4, "the union itself adds three masked samples"
     assert backward == [4, 4, 4]
 
 
-def test_no_backward_pass_where_no_component_needs_one(model: Any, x: Tensor) -> None:
-    backward = backward_rows(model)
+def test_no_backward_pass_if_no_component_needs_one(model: Any, x: Tensor) -> None:
+    backward = backward_samples(model)
     score = LayerScoreCAM(model, model.relu2)
     LayerFusionCAM(model, model.relu2, None, score, score).attribute(x, 1)
     assert backward == []
     own = {"relu_attributions": True, "attr_dim_summation": False}
     LayerFusionCAM(model, model.relu2).attribute(x, 1, gradient_kwargs=own)
-    assert backward == [4], "the component's own"
+    assert backward == [4], "the backward pass of the component itself"
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_chunks_hold_at_most_that_many_rows_per_example(x: Tensor, chunk: int) -> None:
+def test_chunks_hold_at_most_that_many_samples_per_example(x: Tensor, chunk: int) -> None:
     model, seen = make(), list[Tensor]()
 
     def forward(given: Tensor, number: Tensor) -> Tensor:
@@ -113,26 +113,26 @@ def test_chunks_hold_at_most_that_many_rows_per_example(x: Tensor, chunk: int) -
     LayerFusionCAM(forward, model.relu2).attribute(x, 1, torch.arange(4), perturbations_per_eval=chunk)
     for numbers in seen[1:]:
         assert numbers.bincount().max() <= chunk
-    assert max(len(numbers) for numbers in seen) == 4 * chunk, "and as many, where there are"
+    assert max(len(numbers) for numbers in seen) == 4 * chunk, "the limit is reached"
 
 
-def test_a_chunk_given_by_the_user_repeats_to_the_last_digit(model: Any, x: Tensor) -> None:
+def test_a_chunk_given_by_the_user_repeats_to_the_last_bit(model: Any, x: Tensor) -> None:
     fusion = LayerFusionCAM(model, model.relu2)
     first = fusion.attribute(x, [0, 1, 2, 3], perturbations_per_eval=3)
     assert torch.equal(first, fusion.attribute(x, [0, 1, 2, 3], perturbations_per_eval=3))
 
 
-def test_masked_rows_are_made_a_chunk_at_a_time(model: Any, x: Tensor) -> None:
+def test_masked_samples_are_created_chunk_by_chunk(model: Any, x: Tensor) -> None:
     counted = Counter(model)
     LayerScoreCAM(counted, model.relu2).attribute(x, 1, perturbations_per_eval=1)
     assert counted.largest == 4
 
 
-# ---------------------------------------------------------------------------------------------------------------- pace
+# ----------------------------------------------------------------------------------------------------------------- pace
 
 
 class OutOfMemory(nn.Module):
-    """Cannot take more than three rows at a time."""
+    """Runs out of memory for more than three samples at a time."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -149,17 +149,17 @@ def test_running_out_of_memory_halves_the_chunk() -> None:
     model, x = make(), images(2, 3, 8, 8)
     small = OutOfMemory(model).eval()
     same(LayerScoreCAM(small, model.conv2).attribute(x, 1), LayerScoreCAM(model, model.conv2).attribute(x, 1))
-    assert 1 <= small.refused <= 2, "one size too large is tried, no more"
+    assert 1 <= small.refused <= 2, "only one size that is too large is tried"
     with pytest.raises(torch.OutOfMemoryError):
         LayerScoreCAM(small, model.conv2).attribute(x, 1, perturbations_per_eval=8)
 
 
-def drive(pace: Any, seconds: Any, rows: int = 400) -> list[tuple[int, torch.memory_format]]:
-    """Run a pace against a made-up clock: ``seconds(rows, layout)``."""
+def drive(pace: Any, seconds: Any, total: int = 400) -> list[tuple[int, torch.memory_format]]:
+    """Run a pace against a simulated clock: ``seconds(samples, layout)``."""
     start, calls = 0, []
-    while start < rows:
+    while start < total:
         stop, layout = pace.next(start)
-        stop = min(stop, rows)
+        stop = min(stop, total)
         calls.append((stop - start, layout))
         pace.record(stop - start, layout, seconds(stop - start, layout))
         start = stop
@@ -172,22 +172,22 @@ LAST, PLAIN = torch.channels_last, torch.contiguous_format
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        (lambda rows, layout: rows * (1.0 if layout is LAST else 1.2), (1, LAST)),
-        (lambda rows, layout: rows * 0.1 + (1.0 if layout is PLAIN else 2.0), (128, PLAIN)),
-        (lambda rows, layout: rows * (1.0 + abs(rows - 8) / 8) * (0.9 if layout is LAST else 1.0), (8, LAST)),
+        (lambda samples, layout: samples * (1.0 if layout is LAST else 1.2), (1, LAST)),
+        (lambda samples, layout: samples * 0.1 + (1.0 if layout is PLAIN else 2.0), (128, PLAIN)),
+        (lambda samples, layout: samples * (1.0 + abs(samples - 8) / 8) * (0.9 if layout is LAST else 1.0), (8, LAST)),
     ],
-    ids=["single rows", "large chunks", "eight"],
+    ids=["single samples", "large chunks", "eight"],
 )
 def test_the_fastest_chunk_and_layout_are_found(seconds: Any, expected: tuple[int, Any]) -> None:
     pace = TimedPace(torch.zeros(1, 3, 96, 96))
     calls = drive(pace, seconds)
     assert calls[-2] == expected
-    assert sum(rows for rows, _ in calls) == 400, "every row that is timed is one that is needed"
+    assert sum(samples for samples, _ in calls) == 400, "no extra samples are run for timing"
 
 
 def test_chunks_stay_small_in_memory() -> None:
     pace = TimedPace(torch.zeros(1, 3, 512, 512))
-    largest = max(rows for rows, _ in drive(pace, lambda rows, layout: 1.0))
+    largest = max(samples for samples, _ in drive(pace, lambda samples, layout: 1.0))
     assert largest * 3 * 512 * 512 * 4 <= 16 * 2**20
 
 
@@ -196,7 +196,7 @@ def test_a_layout_that_the_model_refuses_is_dropped() -> None:
     pace.record(1, pace.next(0)[1], 1.0)
     assert pace.next(1)[1] is LAST
     assert pace.recover(RuntimeError("view size is not compatible"), 1, LAST)
-    assert all(layout is PLAIN for _, layout in drive(pace, lambda rows, layout: 1.0))
+    assert all(layout is PLAIN for _, layout in drive(pace, lambda samples, layout: 1.0))
     assert not pace.recover(RuntimeError("something else"), 1, PLAIN)
 
 

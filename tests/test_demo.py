@@ -1,4 +1,4 @@
-"""The bundled network and scenes keep what the demonstration promises."""
+"""The bundled network and scenes have the properties that the demonstration documents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from captum_fusion.demo import train
 from captum_fusion.demo.drawing import load_digits
 
 
-def test_the_network_names_the_digits_of_new_scenes() -> None:
+def test_the_network_recognises_the_digits_of_new_scenes() -> None:
     model, digits = demo.load_model(), load_digits()[1]
     assert train.accuracy(model, digits, 1, seed=3, scenes=200) > 0.95
     assert train.accuracy(model, digits, 2, seed=3, scenes=200) > 0.9
@@ -47,7 +47,7 @@ def test_masks_lie_on_their_digits() -> None:
             assert not (scene.masks[0] & scene.masks[1]).any()
 
 
-def test_the_bundled_scenes_are_those_that_the_script_draws(tmp_path: Path) -> None:
+def test_the_script_draws_the_bundled_scenes(tmp_path: Path) -> None:
     (tmp_path / "holiday.png").touch()
     for _ in range(2):
         train.bundle(demo.load_model(), load_digits()[1], tmp_path, seed=0)
@@ -67,6 +67,6 @@ def test_the_script_writes_weights_and_scenes(
     weights, scenes = tmp_path / "w.safetensors", tmp_path / "scenes"
     monkeypatch.setattr(sys, "argv", ["train", "--steps", "2", "--output", str(weights), "--scenes", str(scenes)])
     train.main()
-    assert "test scenes with two digits named right: 50.0%" in capsys.readouterr().out
+    assert "test scenes with two digits recognised: 50.0%" in capsys.readouterr().out
     assert weights.stat().st_size < 2e6
     assert len(list(scenes.glob("*.png"))) == 8 + 12

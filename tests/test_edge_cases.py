@@ -1,4 +1,4 @@
-"""What no user should have to think about: odd inputs give a documented result, bad ones a clear error."""
+"""Edge cases: unusual inputs give a documented result, invalid ones a clear error."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.classes import BLUR, FUSIONS, INPUT_SPACE, masks_input, options, take
 from tests.networks import Counter, DictLayer, FlatHead, Net, Score, Views, hooks_on, images, make
 from tests.test_contract import same
 
-# -------------------------------------------------------------------------------------------------- documented results
+# --------------------------------------------------------------------------------------------------- documented results
 
 
 def test_constant_input(cls: Any) -> None:
@@ -50,7 +50,7 @@ def test_zero_input_equals_its_baseline(cls: Any) -> None:
     if cls is LayerFusionCAM:
         _, details = cls(model, model.relu2).attribute(torch.zeros(2, 3, 8, 8), 1, return_details=True)
         assert (details.gradient_contribution == 0).all()
-        assert (details.union_weights == 0.5).all(), "equal where both contributions vanish"
+        assert (details.union_weights == 0.5).all(), "equal if both contributions are 0"
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0])
@@ -70,10 +70,10 @@ def test_dead_layer_gives_zeros(cls: Any, value: float) -> None:
     result = cls(counted, model.conv).attribute(images(2, 3, 8, 8), [0, 1])
     assert result.isfinite().all()
     if cls in FUSIONS or issubclass(cls, MaskedCAM):
-        assert (result == 0).all(), "what is the same everywhere masks nothing"
-        assert counted.rows <= 2 * 5, "dead channels cost no row"
+        assert (result == 0).all(), "a constant channel cannot mask"
+        assert counted.rows <= 2 * 5, "dead channels take no masked sample"
     elif value == 0 and cls is not LayerReciproCAM:
-        assert (result == 0).all(), "no activation, no attribution"
+        assert (result == 0).all(), "without activations there is no attribution"
 
 
 def test_one_dead_example_among_live_ones(cls: Any) -> None:
@@ -124,7 +124,7 @@ def test_images_of_one_channel(cls: Any) -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_a_model_that_cannot_take_channels_last(cls: Any, dims: int) -> None:
+def test_a_model_that_rejects_channels_last(cls: Any, dims: int) -> None:
     if cls is LayerAugmentedGradCAM and dims == 3:
         pytest.skip("for images only")
 
@@ -140,7 +140,7 @@ def test_a_model_that_cannot_take_channels_last(cls: Any, dims: int) -> None:
     same(cls(model, model.relu2).attribute(x, [0, 1]), cls(plain, plain.relu2).attribute(x, [0, 1]))
 
 
-def test_saturated_scores_are_no_contribution() -> None:
+def test_saturated_scores_contribute_nothing() -> None:
     class Saturated(Net):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) * 1e-9 + torch.tensor([300.0, 0.0, 0.0, 0.0, 0.0])
@@ -161,7 +161,7 @@ def test_create_graph_keeps_the_result_in_the_graph() -> None:
     same(result.detach(), fusion.attribute(x, 1))
 
 
-def test_a_head_that_squeezes_single_rows(cls: Any) -> None:
+def test_a_head_that_squeezes_single_samples(cls: Any) -> None:
     class Squeezes(Net):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x)[:, :1].squeeze()
@@ -173,7 +173,7 @@ def test_a_head_that_squeezes_single_rows(cls: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:the model is in train mode")
 @pytest.mark.parametrize("live", [5, 8])
-def test_a_train_mode_that_refuses_single_rows(cls: Any, live: int) -> None:
+def test_a_train_mode_that_rejects_single_samples(cls: Any, live: int) -> None:
     class Refuses(Net):
         def __init__(self) -> None:
             super().__init__()
@@ -210,31 +210,31 @@ def test_a_target_made_under_inference_mode(cls: Any) -> None:
 )
 def test_forms_of_baselines(cls: Any, baseline: Any) -> None:
     if not masks_input(cls):
-        pytest.skip("shows no baseline of the input")
+        pytest.skip("uses no baseline of the input")
     model, x, given = make(), images(2, 3, 8, 8), with_baselines(cls)
     method = cls(model, model.relu2, **given)
     result = method.attribute(x, 1, baselines=baseline)
     same(method.attribute(x, 1, baselines=None), method.attribute(x, 1))
-    if issubclass(cls, LayerDecomCAM):  # its masked input is a maximum, and a shift moves what that is
+    if issubclass(cls, LayerDecomCAM):  # its masked input is a maximum, which is not shift-invariant
         assert not torch.allclose(result, method.attribute(x, 1), atol=1e-6)
         return
     same(result, cls(lambda y: model(y + 0.5), model.relu2, **given).attribute(x - 0.5, 1))
 
 
-def test_baselines_that_would_not_be_seen() -> None:
+def test_baselines_that_would_not_be_used() -> None:
     model, x = make(), images(2, 3, 8, 8)
     for cls in BLUR:
-        with pytest.raises(ValueError, match=r"baselines are shown only with background=\"baseline\""):
+        with pytest.raises(ValueError, match=r"baselines are used only with background=\"baseline\""):
             cls(model, model.relu2).attribute(x, 1, baselines=0.5)
         for nothing in (None, 0.0, (0,)):
             same(cls(model, model.relu2).attribute(x, 1, baselines=nothing), cls(model, model.relu2).attribute(x, 1))
-        # A fusion's baseline is not that of a component with a blur, on its layer as elsewhere.
+        # A component with a blurred background ignores the fusion's baseline, on the same layer and on others.
         maps = []
         for layer in (model.relu2, model.relu1):
             fusion = LayerFusionCAM(model, model.relu2, region_method=cls(model, layer))
             for baseline in (0, 0.3):
                 maps.append(fusion.attribute(x, 1, baselines=baseline, return_details=True)[1].region_map)
-            with pytest.raises(ValueError, match="baselines are shown only with"):
+            with pytest.raises(ValueError, match="baselines are used only with"):
                 fusion.attribute(x, 1, region_kwargs={"baselines": 0.5})
         same(maps[0], maps[1])
         same(maps[2], maps[3])
@@ -271,12 +271,12 @@ def test_batches_of_networks_with_little_contrast_equal_one_by_one(cls: Any) -> 
         method = cls(model, model.conv2)
         chunks = {"perturbations_per_eval": 3} if takes(cls, "perturbations_per_eval") else {}
         alone = torch.cat([method.attribute(x[[i]], targets[i], **chunks) for i in range(4)])
-        # A super-resolution's iterations blow rounding errors up, and so does a division by a sum that nearly cancels.
+        # The super-resolution's iterations amplify rounding errors, and so does dividing by a sum that nearly cancels.
         tolerance = {LayerAugmentedGradCAM: 1e-3, LayerXGradCAM: 1e-3 * float(alone.abs().max())}.get(cls, 1e-5)
         torch.testing.assert_close(method.attribute(x, targets), alone, rtol=0, atol=tolerance)
 
 
-# -------------------------------------------------------------------------------------------------------------- errors
+# --------------------------------------------------------------------------------------------------------------- errors
 
 
 def test_softmax_over_a_single_column() -> None:
@@ -346,9 +346,9 @@ def test_a_forward_func_that_does_not_return_a_tensor(cls: Any) -> None:
         cls(lambda x: {"out": model(x)}, model.conv2).attribute(images(1, 3, 8, 8), 0)
 
 
-def test_a_forward_func_that_loses_rows(cls: Any) -> None:
+def test_a_forward_func_that_drops_samples(cls: Any) -> None:
     model = make()
-    with pytest.raises(AssertionError, match="one row for each"):
+    with pytest.raises(AssertionError, match="one output for each"):
         cls(lambda x: model(x)[:1], model.conv2).attribute(images(2, 3, 8, 8), 0)
 
 
@@ -383,7 +383,7 @@ def test_bad_types(cls: Any) -> None:
     if masks_input(cls):
         with pytest.raises(TypeError, match="baselines"):
             cls(model, model.relu2, **with_baselines(cls)).attribute(images(2, 3, 8, 8), 1, baselines="black")
-        with pytest.raises(ValueError, match="inputs: number 1 holds 3 examples and the first 2"):
+        with pytest.raises(ValueError, match="inputs: input 1 has 3 examples and the first input 2"):
             cls(lambda a, b: model(a), model.relu2).attribute((images(2, 3, 8, 8), images(3, 3, 8, 8)), 1)
     if options(cls, score_fn=3):
         with pytest.raises(TypeError, match="score_fn"):
@@ -412,7 +412,7 @@ def test_bad_options() -> None:
         LayerScoreCAM(model, model.relu2, weighting="normalized")
 
 
-# ---------------------------------------------------------------------------------------------------------- components
+# ----------------------------------------------------------------------------------------------------------- components
 
 
 COMPONENTS = {
@@ -469,20 +469,20 @@ def test_components_do_not_touch_the_input() -> None:
     same(inside, LayerFusionCAM(model, model.relu2, None, Saliency(model)).attribute(x, 1))
 
 
-def test_sharing_a_pass_does_not_change_what_masks_show() -> None:
+def test_sharing_a_pass_does_not_change_the_masked_inputs() -> None:
     model, x = make(), images(2, 3, 8, 8)
     shared = LayerFusionCAM(model, model.relu2, region_method=LayerScoreCAM(model, model.relu2))
     apart = LayerFusionCAM(model, model.relu2, region_method=LayerScoreCAM(lambda y: model(y), model.relu2))
     same(apart.attribute(x, 1, baselines=0.7), shared.attribute(x, 1, baselines=0.7))
 
 
-def test_a_component_that_fits_nothing() -> None:
+def test_a_component_that_returns_no_map() -> None:
     class Wrong:
         def attribute(self, inputs: Tensor, target: Any = None) -> Tensor:
             return inputs.sum((1, 2, 3))
 
     model = make()
-    with pytest.raises(ValueError, match=r"gradient_method must attribute a map of shape \(2, channels"):
+    with pytest.raises(ValueError, match=r"gradient_method must return a map of shape \(2, channels"):
         LayerFusionCAM(model, model.relu2, None, Wrong()).attribute(images(2, 3, 8, 8), 1)
 
 

@@ -1,4 +1,4 @@
-"""The formulas of ``captum_fusion.functional``: numbers worked out by hand, and properties that hold for any map."""
+"""The formulas of ``captum_fusion.functional``: hand-computed numbers, and properties that hold for any map."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_contribution_weights_sum_to_1(pairs: np.ndarray) -> None:
     assert ((weights >= 0) & (weights <= 1)).all()
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-12)
     for (first, second), (w, v) in zip(pairs, weights, strict=True):
-        assert (w - v) * (max(first, 0) - max(second, 0)) >= 0, "the larger contribution weighs more"
+        assert (w - v) * (max(first, 0) - max(second, 0)) >= 0, "the larger contribution has the larger weight"
         if first <= 0 < second:
             assert (w, v) == (0, 1)
 
@@ -276,7 +276,7 @@ def test_grad_cam_by_hand() -> None:
 def test_union_gradient_map_by_hand() -> None:
     activations = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 2.0, 2.0], [9.0, 9.0, 9.0, 9.0]]])
     gradients = torch.tensor([[[1.0, 2.0, 3.0, 5.0], [-1.0, -1.0, 4.0, -1.0], [-1.0, -2.0, -3.0, 0.0]]])
-    # Median of channel 0 is 2.5: 3 and 5 stay, with sum 8. Channel 1 keeps its 4 and channel 2 has nothing positive.
+    # The median of channel 0 is 2.5: 3 and 5 are kept, with sum 8. Channel 1 keeps 4; channel 2 has no positive value.
     close(F.union_gradient_map(activations, gradients, 50.0, "sum"), [[[0.0, 0.0, 9 / 8 + 2.0, 20 / 8]]])
     close(F.union_gradient_map(activations, gradients, 50.0, "count"), [[[0.0, 0.0, 9 / 2 + 8.0, 20 / 2]]])
     close(F.union_gradient_map(activations, gradients, 0.0, "sum"), [[[1 / 11, 4 / 11, 9 / 11 + 2.0, 20 / 11]]], 1e-6)
@@ -317,13 +317,13 @@ def test_gap_head_denoising_changes_nothing(gap: tuple[Tensor, list[Tensor], Ten
     for c, gradient in enumerate(gradients):
         assert torch.equal(F.denoise_gradients(gradient, theta), gradient)
         close(gradient[0, :, 0, 0] * gradient[0, 0].numel(), weight[c])
-        # Float noise within a channel must not act either.
+        # Rounding noise within a channel must have no effect either.
         noise = torch.rand(gradient.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(c))
         noisy = gradient * (1 + 1e-8 * noise)
         assert torch.equal(F.denoise_gradients(noisy, theta), noisy)
 
 
-def test_gap_head_alpha_sum_knows_the_class_only_by_the_signs(gap: tuple[Tensor, list[Tensor], Tensor]) -> None:
+def test_gap_head_alpha_sum_depends_on_the_class_only_through_signs(gap: tuple[Tensor, list[Tensor], Tensor]) -> None:
     activations, gradients, weight = gap
     for c, gradient in enumerate(gradients):
         expected = activations[:, weight[c] > 0].sum(1, keepdim=True) / activations[0, 0].numel()
@@ -341,7 +341,7 @@ def test_gap_head_alpha_count_is_positive_grad_cam(gap: tuple[Tensor, list[Tenso
         close(F.normalize(result), F.normalize(positive))
         close(result, F.grad_cam(activations, gradient.relu()) / activations[0, 0].numel())
         maps.append(F.normalize(result))
-    assert min((maps[i] - maps[j]).abs().max() for i in range(6) for j in range(i)) > 0.05, "and knows the class"
+    assert min((maps[i] - maps[j]).abs().max() for i in range(6) for j in range(i)) > 0.05, "class-specific"
 
 
 # -------------------------------------------------------------------------------------------------------------- scores
@@ -362,7 +362,7 @@ def test_softmax_is_over_dimension_1() -> None:
     close(F.score_function("softmax")(output).sum(1), torch.ones(2, 4), 1e-6)
 
 
-def test_score_function_complains() -> None:
+def test_score_function_errors() -> None:
     with pytest.raises(ValueError, match="score_fn"):
         F.score_function("softmax")(torch.zeros(3, 1))
     with pytest.raises(ValueError, match="score_fn"):

@@ -15,7 +15,7 @@ def test_find_layer() -> None:
 
 
 @pytest.mark.parametrize(("wrong", "right"), [("layer5", "layer4"), ("layer4.1.conv3", "layer4.1.conv2"), ("x", "fc")])
-def test_near_misses_are_named(wrong: str, right: str) -> None:
+def test_errors_list_similar_names(wrong: str, right: str) -> None:
     with pytest.raises(ValueError, match=rf"no layer '{wrong}'; did you mean .*{right}"):
         find_layer(torchvision.models.resnet18(weights=None), wrong)
 
@@ -66,7 +66,7 @@ def test_a_network_without_a_convolutional_stage() -> None:
             default_layer(model, torch.rand(1, 3, size, size))
 
 
-def test_maps_with_their_channels_last_do_not_count() -> None:
+def test_channels_last_maps_are_excluded() -> None:
     swin = torchvision.models.SwinTransformer(
         [4, 4], embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=[4, 4], num_classes=5
     )
@@ -91,7 +91,7 @@ def test_attention_above_a_convolutional_trunk() -> None:
     assert default_layer(make(Pooled), images(1, 3, 8, 8))[0] == "conv2"
 
 
-def test_hooks_go_when_the_network_fails() -> None:
+def test_hooks_are_removed_if_the_network_fails() -> None:
     model = make(Net)
     with pytest.raises(RuntimeError):
         default_layer(model, torch.rand(1, 7, 8, 8))

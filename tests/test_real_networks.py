@@ -1,4 +1,4 @@
-"""On real networks and photographs, which are not in the repository: CONTRIBUTING.md says where they are looked for."""
+"""Tests on real networks and photographs. They are not in the repository; CONTRIBUTING.md gives their location."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ SIZE = 224
 
 
 class Photo(NamedTuple):
-    """A photograph as the networks take it, and the box of each animal in it, in those pixels, by class."""
+    """A preprocessed photograph and the bounding box of each animal in it, by class, in its pixels."""
 
     tensor: Tensor
     boxes: dict[int, tuple[int, int, int, int]]
 
 
 class Explained(NamedTuple):
-    """A batch of photographs with a target for each, and its Fusion-CAM."""
+    """A batch of photographs, their targets and the Fusion-CAM."""
 
     model: nn.Module
     x: Tensor
@@ -94,17 +94,17 @@ TWO_DOGS = [("two_dogs.jpg", 195), ("two_dogs.jpg", 171)]
 
 @pytest.fixture(scope="session")
 def squeezenet(builders: Any, photos: dict[str, Photo]) -> Explained:
-    """Bull mastiff and Boston bull, and the cat beside the mastiff. 512 channels of 13 x 13, convolutions above."""
+    """Bull mastiff, the cat beside it, and Boston bull. The layer has 512 channels of 13 x 13; convolutions follow."""
     return explain(builders.squeezenet1_1(), photos, [*DOG_CAT, TWO_DOGS[0]])
 
 
 @pytest.fixture(scope="session")
 def mobilenet(builders: Any, photos: dict[str, Photo]) -> Explained:
-    """Three dogs in two photographs. 1280 channels of 7 x 7, global pooling and a linear layer above."""
+    """Three dogs in two photographs. The layer has 1280 channels of 7 x 7; global pooling and a linear layer follow."""
     return explain(builders.mobilenet_v2_tf(), photos, [DOG_CAT[0], *TWO_DOGS])
 
 
-# torchcam knows no dead channels: the second network is shown to it with one target, which is already 1280 passes.
+# torchcam does not skip dead channels. The second network gets one target, which already takes 1280 passes.
 @pytest.mark.parametrize(("network", "chosen", "others"), [("squeezenet", [0, 2], [2, 0]), ("mobilenet", [1], [0])])
 def test_region_map_correlates_with_torchcam(
     network: str, chosen: list[int], others: list[int], request: pytest.FixtureRequest
@@ -117,7 +117,7 @@ def test_region_map_correlates_with_torchcam(
 
 
 def test_fusion_equals_the_reference(squeezenet: Explained) -> None:
-    example = 1  # the cat, which is far from the likeliest class
+    example = 1  # the cat, which is not among the most probable classes
     expected, found = reference.fusion_cam(
         squeezenet.model,
         squeezenet.model.features,
@@ -127,7 +127,7 @@ def test_fusion_equals_the_reference(squeezenet: Explained) -> None:
     np.testing.assert_allclose(squeezenet.maps[example, 0].numpy(), expected, rtol=0, atol=1e-4)
     for name in ("gradient_map", "denoised_map", "region_map", "union_map", "similarity_map"):
         actual = getattr(squeezenet.details, name)[example, 0].numpy()
-        # A value at the percentile can fall on either side of it.
+        # Rounding can move a value at the percentile to either side.
         differs = np.abs(actual - found[name]) > 1e-4
         assert differs.mean() < (1e-3 if name == "denoised_map" else 1e-9), name
     for name in ("score", "baseline_score", "gradient_contribution", "region_contribution", "union_contribution"):
@@ -159,13 +159,13 @@ def test_each_class_lies_in_its_own_animal(
     for own, other in ((first, second), (second, first)):
         box = case.boxes[own][case.targets[own]]
         assert energy(case.maps[own], box) > energy(case.maps[other], box) + 0.05, case.targets[own]
-        assert energy(case.maps[own], box) > (box[2] - box[0]) * (box[3] - box[1]) / SIZE**2, "more than chance"
+        assert energy(case.maps[own], box) > (box[2] - box[0]) * (box[3] - box[1]) / SIZE**2, "more than a uniform map"
 
 
 # --------------------------------------------------------------------------------------------------------- all methods
 
 
-#: Settings that keep the many rows of some methods few.
+#: Settings that reduce the number of forward samples.
 CHEAP: dict[str, dict[str, Any]] = {
     "augmented-grad-cam": {"n_samples": 8, "combination": "mean"},
     "integrated-grad-cam": {"n_steps": 5},
@@ -173,13 +173,13 @@ CHEAP: dict[str, dict[str, Any]] = {
     "shap-cam": {"n_samples": 1},
     "rise": {"n_masks": 100},
 }
-#: Tested above, or like one that is and hundreds of rows long.
+#: Methods tested above, or similar to one of them and expensive.
 LEFT_OUT = {"fusion-cam", "union-cam", "guided-fusion-cam", "ss-cam", "cam", "score-cam", "is-cam"}
 
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - LEFT_OUT))
 def test_every_method_lies_in_the_mastiff(squeezenet: Explained, name: str) -> None:
-    """More of the map than of the picture, in a batch as alone."""
+    """The mastiff's share of the map exceeds its share of the picture, in a batch as for a single example."""
     model, x, targets = squeezenet.model, squeezenet.x[[0, 2]], [squeezenet.targets[i] for i in (0, 2)]
     method = METHODS[name].build(model, [model.features], **CHEAP.get(name, {}))
     found = method.attribute(x, targets).detach().sum(1, keepdim=True)
@@ -224,7 +224,7 @@ def test_cam_is_for_networks_that_end_in_pooling(squeezenet: Explained, mobilene
 
 
 def test_the_residual_bias_of_integrative_cam_is_complete(squeezenet: Explained) -> None:
-    """Before its ReLU a layer's map adds up to the score."""
+    """A layer's map before its ReLU sums to the score."""
     case, layers = squeezenet, [squeezenet.model.features[7], squeezenet.model.features[12]]
     method = LayerIntegrativeCAM(case.model, layers)
     call = Call.checked(case.model, case.x, case.targets)

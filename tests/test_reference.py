@@ -1,4 +1,4 @@
-"""Every method equals its plain re-computation in ``tests/reference.py``, example by example inside a mixed batch."""
+"""Score-CAM and the fusions equal the implementations in ``tests/reference.py`` for each example of a mixed batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from captum_fusion import FusionDetails, LayerFusionCAM, LayerScoreCAM, LayerUnionCAM
 from tests import reference
 
-#: What the reference calls the weights of the authors' code is an option of its own in the package.
+#: The reference's weighting "official" is the package's option ``authors_code``.
 WEIGHTINGS = ["normalized", "raw", "official"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "normalized": {"weighting": "normalized"},
@@ -53,7 +53,7 @@ class Stack(nn.Module):
 
 
 class Darkens(nn.Module):
-    """Whatever is shown of an input lowers the score of class 0."""
+    """Any visible part of an input lowers the score of class 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,22 +93,22 @@ class Case:
     dtype: torch.dtype = torch.float64
 
     def __call__(self) -> tuple[Any, nn.Module, Tensor, Any, list[Any]]:
-        """Model, layer, inputs, baselines as captum takes them, and baselines one by one."""
+        """Model, layer, inputs, baselines in captum's format, and the baseline of each example."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             model = self.build().eval().to(self.dtype)
             count = len(self.targets)
             x = torch.randn(count, 2, *self.size, dtype=self.dtype)
-            # Examples of very different scale, so that nothing shared over the batch can go unseen.
+            # Examples of very different scale, so that any quantity shared over the batch shows up.
             x = x * torch.linspace(0.5, 2.5, count, dtype=self.dtype).reshape(-1, *[1] * (x.dim() - 1))
             if self.baselines == "zero":
-                given, each = 0, [0.0] * count
+                given, bases = 0, [0.0] * count
             elif self.baselines == "number":
-                given, each = 0.7, [0.7] * count
+                given, bases = 0.7, [0.7] * count
             else:
                 given = 0.5 * torch.randn(count, 2, *self.size, dtype=self.dtype)
-                each = [given[i : i + 1] for i in range(count)]
-        return model, getattr(model, self.layer), x, given, each
+                bases = [given[i : i + 1] for i in range(count)]
+        return model, getattr(model, self.layer), x, given, bases
 
 
 def flat_2d() -> nn.Module:
@@ -154,7 +154,7 @@ def target_argument(case: Case) -> Any:
 def tolerance(case: Case, weighting: str = "normalized") -> float:
     if case.dtype == torch.float64:
         return EXACT
-    # Signed contributions can nearly cancel, and what is left of them is then mostly rounding.
+    # Signed contributions can nearly cancel; the remainder is then mostly rounding noise.
     return CLOSE if weighting in ("normalized", "softmax") else 10 * CLOSE
 
 
@@ -165,7 +165,7 @@ def assert_same(actual: Any, expected: Any, tolerance: float, what: str) -> None
 
 
 def assert_details(details: FusionDetails, found: list[dict[str, Any]], tolerance: float) -> None:
-    """Every field, example by example."""
+    """Compare every field of every example."""
     assert set(FusionDetails._fields) == set(found[0])
     for name in FusionDetails._fields:
         field = getattr(details, name)
@@ -188,19 +188,19 @@ def assert_details(details: FusionDetails, found: list[dict[str, Any]], toleranc
 
 @pytest.mark.parametrize("weighting", ["softmax", "increase"])
 def test_score_cam(case: Case, weighting: str) -> None:
-    model, layer, x, given, each = case()
+    model, layer, x, given, bases = case()
     method = LayerScoreCAM(model, layer, weighting=weighting, score_fn=case.score_fn)
     maps = method.attribute(x, target_argument(case), baselines=given)
     shown = 0
     for i, target in enumerate(case.targets):
         expected, found = reference.score_cam(
-            model, layer, x[i : i + 1], target, weighting, score_fn=case.score_fn, baseline=each[i]
+            model, layer, x[i : i + 1], target, weighting, score_fn=case.score_fn, baseline=bases[i]
         )
         assert_same(maps[i, 0], expected, tolerance(case), f"example {i}")
         shown += expected.max() > 0.01
         if isinstance(model, Stack):
             assert {0, 1}.isdisjoint(found["live"]), "the dead channels must be in the test"
-    assert shown or (weighting == "increase" and isinstance(model, Darkens)), "an all-zero case tests nothing"
+    assert shown or (weighting == "increase" and isinstance(model, Darkens)), "some maps must not be all zero"
 
 
 def test_score_cam_with_channels_that_are_dead_in_some_examples_only() -> None:
@@ -223,13 +223,13 @@ def test_score_cam_with_channels_that_are_dead_in_some_examples_only() -> None:
 @pytest.mark.parametrize("theta", THETAS)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_fusion_cam(case: Case, weighting: str, theta: float) -> None:
-    model, layer, x, given, each = case()
+    model, layer, x, given, bases = case()
     method = LayerFusionCAM(model, layer, theta=theta, **OPTIONS[weighting], score_fn=case.score_fn)
     maps, details = method.attribute(x, target_argument(case), baselines=given, return_details=True)
     found = []
     for i, target in enumerate(case.targets):
         expected, intermediate = reference.fusion_cam(
-            model, layer, x[i : i + 1], target, theta, weighting, score_fn=case.score_fn, baseline=each[i]
+            model, layer, x[i : i + 1], target, theta, weighting, score_fn=case.score_fn, baseline=bases[i]
         )
         assert_same(maps[i, 0], expected, tolerance(case, weighting), f"example {i}")
         found.append(intermediate)
@@ -242,14 +242,14 @@ def test_fusion_cam(case: Case, weighting: str, theta: float) -> None:
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_fusion_cam_of_increase_score_cam(weighting: str) -> None:
     case = CASES["baseline-tensor"]
-    model, layer, x, given, each = case()
+    model, layer, x, given, bases = case()
     method = LayerFusionCAM(
         model, layer, region_method=LayerScoreCAM(model, layer, weighting="increase"), **OPTIONS[weighting]
     )
     maps, details = method.attribute(x, list(case.targets), baselines=given, return_details=True)
     results = [
         reference.fusion_cam(
-            model, layer, x[i : i + 1], t, 10.0, weighting, baseline=each[i], region_weighting="increase"
+            model, layer, x[i : i + 1], t, 10.0, weighting, baseline=bases[i], region_weighting="increase"
         )
         for i, t in enumerate(case.targets)
     ]
@@ -259,13 +259,13 @@ def test_fusion_cam_of_increase_score_cam(weighting: str) -> None:
 
 
 def test_contributions_cover_every_sign() -> None:
-    """The cases above are only as good as the contributions that occur in them."""
+    """The cases include every combination of signs of the two contributions."""
     signs = set()
     for case in CASES.values():
-        model, layer, x, _, each = case()
+        model, layer, x, _, bases = case()
         for i, target in enumerate(case.targets):
             _, found = reference.fusion_cam(
-                model, layer, x[i : i + 1], target, weighting="raw", score_fn=case.score_fn, baseline=each[i]
+                model, layer, x[i : i + 1], target, weighting="raw", score_fn=case.score_fn, baseline=bases[i]
             )
             signs.add((found["gradient_contribution"] > 0, found["region_contribution"] > 0))
     assert signs == {(False, False), (False, True), (True, False), (True, True)}
@@ -288,13 +288,13 @@ def test_both_contributions_negative() -> None:
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("alpha", ["sum", "count"])
 def test_union_cam(case: Case, alpha: str, weighting: str, theta: float) -> None:
-    model, layer, x, given, each = case()
+    model, layer, x, given, bases = case()
     method = LayerUnionCAM(model, layer, theta=theta, alpha=alpha, **OPTIONS[weighting], score_fn=case.score_fn)
     maps, details = method.attribute(x, target_argument(case), baselines=given, return_details=True)
     found = []
     for i, target in enumerate(case.targets):
         expected, intermediate = reference.union_cam(
-            model, layer, x[i : i + 1], target, theta, alpha, weighting, score_fn=case.score_fn, baseline=each[i]
+            model, layer, x[i : i + 1], target, theta, alpha, weighting, score_fn=case.score_fn, baseline=bases[i]
         )
         assert_same(maps[i, 0], expected, tolerance(case, weighting), f"example {i}")
         found.append(intermediate)
@@ -303,7 +303,7 @@ def test_union_cam(case: Case, alpha: str, weighting: str, theta: float) -> None
 
 @pytest.mark.parametrize("alpha", ["sum", "count"])
 def test_union_cam_selects_both_ways(case: Case, alpha: str) -> None:
-    """In every batch the union wins for some examples and the region map for others, and it makes a difference."""
+    """In every batch the union is selected for some examples and the region map for others, and they differ."""
     model, layer, x, given, _ = case()
     method = LayerUnionCAM(model, layer, alpha=alpha, score_fn=case.score_fn)
     maps, details = method.attribute(x, target_argument(case), baselines=given, return_details=True)
@@ -316,7 +316,7 @@ def test_union_cam_selects_both_ways(case: Case, alpha: str) -> None:
 
 
 def test_union_cam_denoises_gradients_that_vary() -> None:
-    """In the flat-headed case the percentile must remove positive gradients, or theta is not tested."""
+    """In the flat-headed case the percentile removes positive gradients, so that theta has an effect."""
     case = CASES["flat-2d-early-layer"]
     model, layer, x, _, _ = case()
     _, found = reference.union_gradient_map(model, layer, x[:1], 0, 50.0, "sum")

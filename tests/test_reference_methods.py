@@ -1,5 +1,5 @@
-"""Every method besides the fusions equals its plain re-computation in ``tests/reference_methods.py``, and keeps to
-what its formula implies: hand-computed numbers, closed forms, conservation, invariances, and other libraries."""
+"""The methods other than the fusions equal the implementations in ``tests/reference_methods.py``, and they satisfy
+what their formulas imply: hand-computed numbers, closed forms, conservation, invariances, and other libraries."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def network(kind: type[nn.Module], layer: str, *size: int, gain: float = 4.0, **
             for channel, constant in ((0, -0.2), (1, 0.2)):
                 convolution.weight[channel] = 0
                 convolution.bias[channel] = constant
-        # More reasons for a class than against it, or half of the maps would be all 0 after their ReLU.
+        # Mostly positive weights; otherwise half of the maps would be all zero after the ReLU.
         model.head.weight += 0.5 * model.head.weight.std()
         model.head.weight *= gain
         x = images(3, 3, *size, seed=3).double()
         x *= torch.tensor([0.5, 1.0, 2.5]).reshape(-1, *[1] * (x.dim() - 1))
-        # The likeliest class, the second likeliest and the likeliest.
+        # The most probable class, the second most probable and the most probable.
         ranks = model(x).argsort(1, descending=True)
     targets = [int(ranks[0, 0]), int(ranks[1, 1]), int(ranks[2, 0])]
     assert len(set(targets)) > 1
@@ -93,21 +93,21 @@ def assert_same(actual: Any, expected: Any, what: str = "", tolerance: float = E
 
 
 def compare(maps: Tensor, expected: Callable[[int], Any], tolerance: float = EXACT) -> None:
-    """Maps (N, 1, ...) against a map for each example; they must differ between examples, and one must not be 0."""
+    """Compare maps (N, 1, ...) with one map per example. The maps must differ, and one must not be all zero."""
     assert maps.dtype == torch.float64
     wanted = [expected(i) for i in range(len(maps))]
     for i, each in enumerate(wanted):
         assert_same(maps[i, 0], each, f"example {i}", tolerance)
-    assert any(np.abs(each).max() > 0 for each in wanted), "an all-zero case tests nothing"
+    assert any(np.abs(each).max() > 0 for each in wanted), "some maps must not be all zero"
     assert any(not np.allclose(wanted[0], each) for each in wanted[1:]), "the examples must differ"
 
 
-def rows(x: Tensor) -> list[Tensor]:
+def split(x: Tensor) -> list[Tensor]:
     return [x[i : i + 1] for i in range(len(x))]
 
 
 def chunked(model: nn.Module, layer: nn.Module, x: Tensor, groups: int) -> list[list[int]]:
-    """The channels of each group. How the odd ones are dealt out is the package's choice; see the next test."""
+    """The channels of each group. The package chooses which groups are larger; see the next test."""
     activations = torch.from_numpy(reference.layer_output(model, layer, x[:1]))
     labels = functional.chunk_channels(activations[None], groups)[0].tolist()
     return [[k for k, label in enumerate(labels) if label == group] for group in range(groups)]
@@ -115,7 +115,7 @@ def chunked(model: nn.Module, layer: nn.Module, x: Tensor, groups: int) -> list[
 
 @few
 @given(channels=st.integers(1, 40), data=st.data())
-def test_chunks_are_contiguous_and_as_equal_as_can_be(channels: int, data: st.DataObject) -> None:
+def test_chunks_are_contiguous_and_nearly_equal(channels: int, data: st.DataObject) -> None:
     groups = data.draw(st.integers(1, channels))
     labels = functional.chunk_channels(torch.zeros(2, channels, 3), groups)
     assert torch.equal(labels[0], labels[1])
@@ -131,13 +131,13 @@ def test_chunks_are_contiguous_and_as_equal_as_can_be(channels: int, data: st.Da
 def test_hires_cam(case: Network) -> None:
     model, layer, x, targets = case
     maps = LayerHiResCAM(model, layer).attribute(x, targets)
-    compare(maps, lambda i: reference.hires_cam(model, layer, rows(x)[i], targets[i]))
+    compare(maps, lambda i: reference.hires_cam(model, layer, split(x)[i], targets[i]))
 
 
 def test_layer_cam(case: Network) -> None:
     model, layer, x, targets = case
     maps = LayerLayerCAM(model, layer).attribute(x, targets)
-    compare(maps, lambda i: reference.layer_cam(model, layer, rows(x)[i], targets[i]))
+    compare(maps, lambda i: reference.layer_cam(model, layer, split(x)[i], targets[i]))
 
 
 @pytest.mark.parametrize("gamma", [2.0, 0.5])
@@ -145,20 +145,20 @@ def test_layer_cam_of_several_layers(gamma: float) -> None:
     model, _, x, targets = CASES["flat"]()
     layers = [model.relu1, model.relu2]
     maps = LayerLayerCAM(model, layers, gamma=gamma).attribute(x, targets)
-    compare(maps, lambda i: reference.fused_layer_cam(model, layers, rows(x)[i], targets[i], gamma))
+    compare(maps, lambda i: reference.fused_layer_cam(model, layers, split(x)[i], targets[i], gamma))
 
 
 def test_xgrad_cam(case: Network) -> None:
     model, layer, x, targets = case
     maps = LayerXGradCAM(model, layer).attribute(x, targets)
-    compare(maps, lambda i: reference.xgrad_cam(model, layer, rows(x)[i], targets[i])[0])
+    compare(maps, lambda i: reference.xgrad_cam(model, layer, split(x)[i], targets[i])[0])
 
 
 @pytest.mark.parametrize("normalize_alpha", [False, True])
 def test_grad_cam_plus_plus(case: Network, normalize_alpha: bool) -> None:
     model, layer, x, targets = case
     maps = LayerGradCAMPlusPlus(model, layer, authors_code=normalize_alpha).attribute(x, targets)
-    compare(maps, lambda i: reference.grad_cam_plus_plus(model, layer, rows(x)[i], targets[i], normalize_alpha))
+    compare(maps, lambda i: reference.grad_cam_plus_plus(model, layer, split(x)[i], targets[i], normalize_alpha))
 
 
 def noises(x: Tensor, count: int, stdevs: float, seed: int) -> list[Tensor]:
@@ -171,7 +171,7 @@ def test_smooth_grad_cam_plus_plus(case: Network) -> None:
     method = LayerSmoothGradCAMPlusPlus(model, layer, n_samples=3, stdevs=0.4, seed=5)
     maps = method.attribute(x, targets, perturbations_per_eval=2)
     noise = noises(x, 3, 0.4, 5)
-    compare(maps, lambda i: reference.smooth_grad_cam_plus_plus(model, layer, rows(x)[i], targets[i], noise))
+    compare(maps, lambda i: reference.smooth_grad_cam_plus_plus(model, layer, split(x)[i], targets[i], noise))
     assert torch.equal(maps, method.attribute(x, targets, perturbations_per_eval=2)), "the seed must repeat"
 
 
@@ -183,7 +183,7 @@ def test_smooth_grad_cam_plus_plus_without_noise(case: Network) -> None:
 
 
 RULES = ["riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid", "gausslegendre"]
-SINGLE = 1e-5  # captum's points are of single precision
+SINGLE = 1e-5  # captum computes the points in single precision
 
 
 @pytest.mark.parametrize("method", RULES)
@@ -192,10 +192,10 @@ def test_integrated_grad_cam(method: str, baseline: str) -> None:
     model, layer, x, targets = CASES["flat"]()
     given: Any = {"zero": 0, "number": 0.7, "tensor": 0.5 * images(*x.shape, seed=9).double()}[baseline]
     maps = LayerIntegratedGradCAM(model, layer, n_steps=4, rule=method).attribute(x, targets, baselines=given)
-    each = list(rows(given)) if isinstance(given, Tensor) else [given] * len(x)
+    each = list(split(given)) if isinstance(given, Tensor) else [given] * len(x)
     compare(
         maps,
-        lambda i: reference.integrated_grad_cam(model, layer, rows(x)[i], targets[i], 4, method, each[i]),
+        lambda i: reference.integrated_grad_cam(model, layer, split(x)[i], targets[i], 4, method, each[i]),
         EXACT if method == "gausslegendre" else SINGLE,
     )
 
@@ -204,7 +204,7 @@ def test_integrated_grad_cam(method: str, baseline: str) -> None:
 def test_integrated_grad_cam_of_other_layers(name: str) -> None:
     model, layer, x, targets = CASES[name]()
     maps = LayerIntegratedGradCAM(model, layer, n_steps=3, rule="gausslegendre").attribute(x, targets)
-    compare(maps, lambda i: reference.integrated_grad_cam(model, layer, rows(x)[i], targets[i], 3, "gausslegendre"))
+    compare(maps, lambda i: reference.integrated_grad_cam(model, layer, split(x)[i], targets[i], 3, "gausslegendre"))
 
 
 @pytest.mark.parametrize("method", RULES)
@@ -220,7 +220,7 @@ def test_integrated_grad_cam_is_50_midpoints_by_default() -> None:
     maps = LayerIntegratedGradCAM(model, layer).attribute(x, targets)
     compare(
         maps,
-        lambda i: reference.integrated_grad_cam(model, layer, rows(x)[i], targets[i], 50, "riemann_middle"),
+        lambda i: reference.integrated_grad_cam(model, layer, split(x)[i], targets[i], 50, "riemann_middle"),
         SINGLE,
     )
 
@@ -229,7 +229,7 @@ def test_integrated_grad_cam_is_50_midpoints_by_default() -> None:
 
 
 class ByHand(nn.Module):
-    """A^1 = x and A^2 = 2 x for images of 2 x 2; the gradients of class 0 are G1 and G2, those of class 1 negative."""
+    """A^1 = x and A^2 = 2 x for images of 2 x 2. Class 0 has the gradients G1 and G2, class 1 negative ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ BY_HAND = {
     ),
     # the linear score drops by g1 A1 = 5 and g2 A2 = -2
     "ablation": (LayerAblationCAM, {}, [[1.0, 2.0], [3.0, 0.0]]),
-    # the score of a position alone
+    # the score with only one position kept
     "recipro": (LayerReciproCAM, {"score_fn": "identity"}, [[1.0, 2.0], [0.0, 0.0]]),
 }
 
@@ -288,12 +288,12 @@ SCORE_FNS: dict[str, Any] = {
 
 
 def mixed_baselines(x: Tensor) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """What ``attribute`` is given, and the same example by example."""
+    """Baselines in the format of ``attribute``, and the baseline of each example."""
     tensor = 0.5 * images(*x.shape, seed=9).double()
     return {"zero": 0, "number": 0.7, "tensor": tensor}, {
         "zero": [0.0] * len(x),
         "number": [0.7] * len(x),
-        "tensor": rows(tensor),
+        "tensor": split(tensor),
     }
 
 
@@ -301,7 +301,7 @@ def mixed_baselines(x: Tensor) -> tuple[dict[str, Any], dict[str, list[Any]]]:
 def test_is_cam(case: Network, cumulative: bool) -> None:
     model, layer, x, targets = case
     maps = LayerISCAM(model, layer, n_steps=3, authors_code=cumulative).attribute(x, targets, perturbations_per_eval=4)
-    compare(maps, lambda i: reference.is_cam(model, layer, rows(x)[i], targets[i], 3, cumulative))
+    compare(maps, lambda i: reference.is_cam(model, layer, split(x)[i], targets[i], 3, cumulative))
 
 
 @pytest.mark.parametrize("cumulative", [False, True])
@@ -310,12 +310,14 @@ def test_is_cam(case: Network, cumulative: bool) -> None:
 )
 def test_is_cam_of_other_scores_and_baselines(score_fn: str, baseline: str, cumulative: bool) -> None:
     model, layer, x, targets = CASES["flat"]()
-    argument, each = (these[baseline] for these in mixed_baselines(x))
+    argument, bases = (these[baseline] for these in mixed_baselines(x))
     fn = SCORE_FNS[score_fn]
     maps = LayerISCAM(model, layer, authors_code=cumulative, score_fn=fn).attribute(x, targets, baselines=argument)
     compare(
         maps,
-        lambda i: reference.is_cam(model, layer, rows(x)[i], targets[i], 10, cumulative, score_fn=fn, baseline=each[i]),
+        lambda i: reference.is_cam(
+            model, layer, split(x)[i], targets[i], 10, cumulative, score_fn=fn, baseline=bases[i]
+        ),
     )
 
 
@@ -329,7 +331,7 @@ def test_group_cam(case: Network, theta: float | None, background: str, groups: 
     maps = method.attribute(x, targets)
     members = chunked(model, layer, x, groups)
     expected = [
-        reference.group_cam(model, layer, rows(x)[i], t, members, theta, background) for i, t in enumerate(targets)
+        reference.group_cam(model, layer, split(x)[i], t, members, theta, background) for i, t in enumerate(targets)
     ]
     for i, (each, _) in enumerate(expected):
         if each.any():
@@ -338,14 +340,14 @@ def test_group_cam(case: Network, theta: float | None, background: str, groups: 
             assert (maps[i] == 0).all()
 
 
-def test_group_cam_cases_are_worth_something() -> None:
-    """Groups with and without a contribution, and more than one with one, occur; theta and the background matter."""
+def test_group_cam_cases_cover_all_contributions() -> None:
+    """The cases have groups with and without a contribution and several with one, and theta and background matter."""
     some = 0
     for build in CASES.values():
         model, layer, x, targets = build()
         for i, target in enumerate(targets):
             members = chunked(model, layer, x, 5)
-            contributions = reference.group_cam(model, layer, rows(x)[i], target, members)[1]["contributions"]
+            contributions = reference.group_cam(model, layer, split(x)[i], target, members)[1]["contributions"]
             some += sum(c > 0 for c in contributions) > 1 and any(c == 0 for c in contributions)
     assert some >= 3
     model, layer, x, targets = CASES["flat"]()
@@ -360,7 +362,7 @@ def test_group_cam_cases_are_worth_something() -> None:
 )
 def test_group_cam_of_other_scores_and_baselines(score_fn: str, baseline: str) -> None:
     model, layer, x, targets = CASES["flat"]()
-    argument, each = (these[baseline] for these in mixed_baselines(x))
+    argument, bases = (these[baseline] for these in mixed_baselines(x))
     fn = SCORE_FNS[score_fn]
     method = LayerGroupCAM(model, layer, groups=4, background="baseline", score_fn=fn)
     maps = method.attribute(x, targets, baselines=argument, perturbations_per_eval=3)
@@ -368,7 +370,7 @@ def test_group_cam_of_other_scores_and_baselines(score_fn: str, baseline: str) -
     compare(
         maps,
         lambda i: reference.group_cam(
-            model, layer, rows(x)[i], targets[i], members, 70.0, "baseline", score_fn=fn, baseline=each[i]
+            model, layer, split(x)[i], targets[i], members, 70.0, "baseline", score_fn=fn, baseline=bases[i]
         )[0],
     )
 
@@ -377,7 +379,7 @@ def test_group_cam_of_an_image_as_large_as_its_blur() -> None:
     model, layer, x, targets = network(Net, "relu2", 56, 30, gain=10.0)
     maps = LayerGroupCAM(model, layer, groups=3).attribute(x, targets)
     members = chunked(model, layer, x, 3)
-    compare(maps, lambda i: reference.group_cam(model, layer, rows(x)[i], targets[i], members)[0])
+    compare(maps, lambda i: reference.group_cam(model, layer, split(x)[i], targets[i], members)[0])
 
 
 # ------------------------------------------------------------------------------------- methods that replace activations
@@ -388,17 +390,17 @@ def test_ablation_cam(case: Network, groups: int | None) -> None:
     model, layer, x, targets = case
     maps = LayerAblationCAM(model, layer, groups=groups, grouping="chunks").attribute(x, targets)
     members = None if groups is None else chunked(model, layer, x, groups)
-    compare(maps, lambda i: reference.ablation_cam(model, layer, rows(x)[i], targets[i], members))
+    compare(maps, lambda i: reference.ablation_cam(model, layer, split(x)[i], targets[i], members))
 
 
 def layer_baselines(model: nn.Module, layer: nn.Module, x: Tensor) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Of the layer's activations: what ``attribute`` is given, and the same example by example."""
+    """Baselines of the layer in the format of ``attribute``, and the baseline of each example."""
     shape = (len(x), *reference.layer_output(model, layer, x[:1]).shape)
     full = 0.3 * images(*shape, seed=2).double()
     channels = 0.3 * images(1, shape[1], *[1] * (len(shape) - 2), seed=4).double()
     return {"number": 0.1, "full": full, "channels": channels}, {
         "number": [0.1] * len(x),
-        "full": rows(full),
+        "full": split(full),
         "channels": [channels] * len(x),
     }
 
@@ -408,21 +410,23 @@ def layer_baselines(model: nn.Module, layer: nn.Module, x: Tensor) -> tuple[dict
 @pytest.mark.parametrize("groups", [None, 3])
 def test_ablation_cam_of_other_scores_and_baselines(score_fn: str, baseline: str, groups: int | None) -> None:
     model, layer, x, targets = CASES["flat"]()
-    argument, each = (these[baseline] for these in layer_baselines(model, layer, x))
+    argument, bases = (these[baseline] for these in layer_baselines(model, layer, x))
     fn = SCORE_FNS[score_fn]
     method = LayerAblationCAM(model, layer, groups=groups, grouping="chunks", score_fn=fn)
     maps = method.attribute(x, targets, baselines=argument, perturbations_per_eval=3)
     members = None if groups is None else chunked(model, layer, x, groups)
     compare(
         maps,
-        lambda i: reference.ablation_cam(model, layer, rows(x)[i], targets[i], members, score_fn=fn, baseline=each[i]),
+        lambda i: reference.ablation_cam(
+            model, layer, split(x)[i], targets[i], members, score_fn=fn, baseline=bases[i]
+        ),
     )
 
 
 @pytest.mark.parametrize("baseline", [0, 0.1])
 def test_ablation_cam_is_captums_feature_ablation_of_channels(case: Network, baseline: float) -> None:
     model, layer, x, targets = case
-    activations = torch.stack([torch.from_numpy(reference.layer_output(model, layer, each)) for each in rows(x)])
+    activations = torch.stack([torch.from_numpy(reference.layer_output(model, layer, each)) for each in split(x)])
     channels = torch.arange(activations.shape[1]).reshape(1, -1, *[1] * (x.dim() - 2))
     drops = LayerFeatureAblation(model, layer).attribute(x, baseline, target=targets[2], layer_mask=channels)
     maps = LayerAblationCAM(model, layer).attribute(x, targets[2], baselines=baseline)
@@ -434,7 +438,7 @@ def test_ablation_cam_is_captums_feature_ablation_of_channels(case: Network, bas
 def test_recipro_cam(case: Network, gaussian: bool) -> None:
     model, layer, x, targets = case
     maps = LayerReciproCAM(model, layer, gaussian=gaussian).attribute(x, targets)
-    compare(maps, lambda i: reference.recipro_cam(model, layer, rows(x)[i], targets[i], gaussian))
+    compare(maps, lambda i: reference.recipro_cam(model, layer, split(x)[i], targets[i], gaussian))
 
 
 @pytest.mark.parametrize("score_fn", SCORE_FNS)
@@ -442,13 +446,15 @@ def test_recipro_cam(case: Network, gaussian: bool) -> None:
 @pytest.mark.parametrize("gaussian", [False, True])
 def test_recipro_cam_of_other_scores_and_baselines(score_fn: str, baseline: str, gaussian: bool) -> None:
     model, layer, x, targets = CASES["flat"]()
-    argument, each = (these[baseline] for these in layer_baselines(model, layer, x))
+    argument, bases = (these[baseline] for these in layer_baselines(model, layer, x))
     fn = SCORE_FNS[score_fn]
     method = LayerReciproCAM(model, layer, gaussian=gaussian, score_fn=fn)
     maps = method.attribute(x, targets, baselines=argument, perturbations_per_eval=3)
     compare(
         maps,
-        lambda i: reference.recipro_cam(model, layer, rows(x)[i], targets[i], gaussian, score_fn=fn, baseline=each[i]),
+        lambda i: reference.recipro_cam(
+            model, layer, split(x)[i], targets[i], gaussian, score_fn=fn, baseline=bases[i]
+        ),
     )
 
 
@@ -464,7 +470,7 @@ class TinyFlatHead(Net):
 
 
 def tiny() -> Network:
-    """Four positions, whose shares of a softmax depend on each other."""
+    """Four positions whose contributions depend on each other through a softmax."""
     return network(TinyFlatHead, "relu2", 4, 4, gain=6.0)
 
 
@@ -472,25 +478,25 @@ def tiny() -> Network:
 @pytest.mark.parametrize("baseline", ["number", "full"])
 def test_shap_cam_estimates_shapley_values(score_fn: str, baseline: str) -> None:
     model, layer, x, targets = tiny()
-    argument, each = (these[baseline] for these in layer_baselines(model, layer, x))
+    argument, bases = (these[baseline] for these in layer_baselines(model, layer, x))
     fn, n = SCORE_FNS[score_fn], 400
     maps, errors = LayerShapCAM(model, layer, n_samples=n, score_fn=fn, seed=1).attribute(
         x, targets, baselines=argument, perturbations_per_eval=200, return_standard_error=True
     )
     assert maps.shape == errors.shape == (3, 1, 2, 2)
     for i, target in enumerate(targets):
-        exact, deviation = reference.shapley_values(model, layer, rows(x)[i], target, score_fn=fn, baseline=each[i])
+        exact, deviation = reference.shapley_values(model, layer, split(x)[i], target, score_fn=fn, baseline=bases[i])
         off = np.abs(maps[i, 0].numpy() - exact)
         assert (off <= 4.5 * errors[i, 0].numpy() + EXACT).all(), f"example {i}"
         np.testing.assert_allclose(errors[i, 0].numpy(), deviation / np.sqrt(n), rtol=0.2, err_msg=f"example {i}")
-        # The measure can tell: by far not every position has the same value.
+        # The test is sensitive: the values of the positions differ clearly.
         assert np.ptp(exact) > 5 * errors[i].max()
 
 
 @few
 @given(n_samples=st.integers(1, 6), seed=st.integers(0, 1000), score_fn=st.sampled_from(sorted(SCORE_FNS)))
 def test_shap_cam_is_efficient(n_samples: int, seed: int, score_fn: str) -> None:
-    """It adds up to the score less the baseline's, whatever the orders."""
+    """The values sum to the score minus the baseline's score, for any orders."""
     model, layer, x, targets = CASES["flat"]() if seed % 2 else tiny()
     arguments, _ = layer_baselines(model, layer, x)
     baseline = list(arguments.values())[seed % 3]
@@ -498,32 +504,32 @@ def test_shap_cam_is_efficient(n_samples: int, seed: int, score_fn: str) -> None
     method = LayerShapCAM(model, layer, n_samples=n_samples, score_fn=fn, seed=seed)
     maps = method.attribute(x, targets, baselines=baseline, perturbations_per_eval=16)
     for i, target in enumerate(targets):
-        activations = reference.layer_output(model, layer, rows(x)[i])
+        activations = reference.layer_output(model, layer, split(x)[i])
         nothing = reference.absent(
             activations, baseline[i : i + 1] if len(np.shape(baseline)) and len(baseline) > 1 else baseline
         )
-        gained = score(model, rows(x)[i], target, fn) - reference.score_with(
-            model, layer, rows(x)[i], nothing, target, fn
+        gained = score(model, split(x)[i], target, fn) - reference.score_with(
+            model, layer, split(x)[i], nothing, target, fn
         )
         np.testing.assert_allclose(maps[i].sum().item(), gained, rtol=1e-9, atol=1e-12)
 
 
 def test_shap_cam_of_an_additive_game_is_exact() -> None:
-    """Where positions do not depend on each other, one order is enough, and no estimate has an error."""
+    """If positions do not interact, one order is enough, and the estimates have no error."""
     model, layer, x, targets = CASES["gap"]()
     maps, errors = LayerShapCAM(model, layer, n_samples=2, score_fn="identity").attribute(
         x, targets, return_standard_error=True
     )
     compare(
         maps,
-        lambda i: reference.linear_cam(model, layer, rows(x)[i], targets[i], model.head.weight) / maps[i].numel(),
+        lambda i: reference.linear_cam(model, layer, split(x)[i], targets[i], model.head.weight) / maps[i].numel(),
     )
     assert errors.abs().max() < 1e-12
 
 
 def test_shap_cam_gives_nothing_to_a_position_like_the_baseline() -> None:
     model, layer, x, targets = tiny()
-    activations = torch.stack([torch.from_numpy(reference.layer_output(model, layer, each)) for each in rows(x)])
+    activations = torch.stack([torch.from_numpy(reference.layer_output(model, layer, each)) for each in split(x)])
     baseline = activations + 1
     baseline[:, :, 0, 1] = activations[:, :, 0, 1]
     maps = LayerShapCAM(model, layer, n_samples=3).attribute(x, targets, baselines=baseline)
@@ -531,7 +537,7 @@ def test_shap_cam_gives_nothing_to_a_position_like_the_baseline() -> None:
     assert maps.abs().amax((1, 2, 3)).min() > 1e-4
 
 
-def test_shap_cam_repeats_with_its_seed_whatever_the_chunk() -> None:
+def test_shap_cam_repeats_with_its_seed_for_any_chunk_size() -> None:
     model, layer, x, targets = CASES["flat"]()
 
     def attribute(seed: int, chunk: int | None) -> Tensor:
@@ -591,23 +597,23 @@ def test_rise_converges_to_its_expectation(
         assert (np.abs(maps[i, 0].numpy() - exact) / error).max() < 4.5, f"example {i}"
         other, _ = reference.rise(model, x[i : i + 1], target, unshifted, probability, **options)
         furthest = max(furthest, (np.abs(maps[i, 0].numpy() - other) / error).max())
-    assert furthest > 6, "the measure must tell masks that are never shifted"
+    assert furthest > 6, "the test must detect masks that are never shifted"
 
 
 def test_rise_of_a_score_for_each_example() -> None:
-    """Where the score is always 1, the map is what it is without anything to explain: 1, up to chance."""
+    """If the score is always 1, the map is 1 up to sampling noise."""
     x = images(2, 3, 6, 6).double()
     maps = RISE(lambda x: x.new_ones(len(x)), n_masks=4000, grid_size=3, probability=0.4).attribute(x)
     assert (maps - 1).abs().max() < 0.1
     assert (maps - 1).abs().max() > 1e-4
 
 
-def test_rise_repeats_with_its_seed_whatever_the_chunk() -> None:
+def test_rise_repeats_with_its_seed_for_any_chunk_size() -> None:
     model, _, x, targets = CASES["flat"]()
 
-    def attribute(seed: int, chunk: int | None, rows: slice = slice(None)) -> Tensor:
+    def attribute(seed: int, chunk: int | None, chosen: slice = slice(None)) -> Tensor:
         method = RISE(model, n_masks=30, grid_size=3, seed=seed)
-        return method.attribute(x[rows], targets[rows], perturbations_per_eval=chunk)
+        return method.attribute(x[chosen], targets[chosen], perturbations_per_eval=chunk)
 
     before = torch.random.get_rng_state()
     maps = attribute(0, None)
@@ -631,9 +637,9 @@ def pooled(name: str) -> Network:
 def test_linear_cam(name: str) -> None:
     model, layer, x, targets = pooled(name)
     maps = LayerLinearCAM(model, layer).attribute(x, targets)
-    compare(maps, lambda i: reference.linear_cam(model, layer, rows(x)[i], targets[i], model.head.weight))
+    compare(maps, lambda i: reference.linear_cam(model, layer, split(x)[i], targets[i], model.head.weight))
     for i, target in enumerate(targets):
-        without_bias = raw_output(model, rows(x)[i], target) - model.head.bias[target].item()
+        without_bias = raw_output(model, split(x)[i], target) - model.head.bias[target].item()
         np.testing.assert_allclose(maps[i].mean().item(), without_bias, rtol=EXACT)
 
 
@@ -651,7 +657,7 @@ class Convolutional(Net):
 def test_linear_cam_of_a_convolution() -> None:
     model, layer, x, targets = network(Convolutional, "relu2", 8, 6)
     maps = LayerLinearCAM(model, layer).attribute(x, targets)
-    compare(maps, lambda i: reference.linear_cam(model, layer, rows(x)[i], targets[i], model.head.weight))
+    compare(maps, lambda i: reference.linear_cam(model, layer, split(x)[i], targets[i], model.head.weight))
 
 
 def test_linear_cam_of_a_function_and_its_classifier() -> None:
@@ -663,7 +669,7 @@ def test_linear_cam_of_a_function_and_its_classifier() -> None:
 
 
 def after(step: Callable[[Tensor], Tensor]) -> type[Net]:
-    """A network with one more step after its classifier."""
+    """A network with a further step after its classifier."""
 
     class After(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -701,7 +707,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_linear_cam_refuses_other_networks(name: str) -> None:
+def test_linear_cam_rejects_other_networks(name: str) -> None:
     kind, layer = REFUSED[name]
     model, layer, x, targets = network(kind, layer, 8, 8)
     with pytest.raises(ValueError, match=r"average|classifier|linear"):
@@ -712,7 +718,7 @@ def test_linear_cam_refuses_other_networks(name: str) -> None:
 def test_eigen_cam(case: Network, center: bool) -> None:
     model, layer, x, targets = case
     maps = LayerEigenCAM(model, layer, center=center).attribute(x)
-    compare(maps, lambda i: reference.eigen_cam(model, layer, rows(x)[i], center))
+    compare(maps, lambda i: reference.eigen_cam(model, layer, split(x)[i], center))
     if not center:
         assert (maps.flatten(1).sum(1) > 0).all()
     assert torch.equal(maps, LayerEigenCAM(model, layer, center=center).attribute(x, targets))
@@ -721,7 +727,7 @@ def test_eigen_cam(case: Network, center: bool) -> None:
 @few
 @given(seed=st.integers(0, 1000), center=st.booleans(), size=st.integers(2, 6), channels=st.integers(1, 9))
 def test_eigen_cam_is_the_best_single_direction(seed: int, center: bool, size: int, channels: int) -> None:
-    """Its sum of squares is the square of the largest singular value, which no other direction of length 1 reaches."""
+    """The map's sum of squares is the squared largest singular value, the maximum over all unit directions."""
     layer = nn.Identity().eval()
     x = images(2, channels, size, size + 1, seed=seed).double()
     maps = LayerEigenCAM(layer, layer, center=center).attribute(x)
@@ -768,7 +774,7 @@ def layer_map(
     offsets: Any = None,
     classes: list[int] = CLASSES,
 ) -> tuple[Any, Any, float]:
-    """The reference's map of one layer for a named phi, the map before its ReLU, and the share of cut alphas."""
+    """The reference's map of one layer for a named phi, the map before its ReLU, and the fraction of clipped alphas."""
     if phi == "softmax":
         with torch.no_grad():
             slope = float(model(x)[0][classes].softmax(0)[classes.index(target)])
@@ -786,7 +792,7 @@ def layer_map(
 
 
 def small(layer: str, gain: float = 3.0) -> Network:
-    """Four positions of eight channels; the second target has a negative score."""
+    """Four positions and eight channels. The second target has a negative score."""
     model, at, x, targets = network(TinyFlatHead, layer, 4, 4, gain=gain)
     with torch.no_grad():
         targets[1] = int(model(x)[1].argmin())
@@ -809,7 +815,7 @@ def test_integrative_cam_of_one_layer_can_be_grad_cam_plus_plus(name: str) -> No
         for phi in [*PHIS, "softmax"]
         for normalize_alpha in (True, False)
         for bias in ("residual", "none")
-        # How large the identity's equal alphas are, nobody says; without a residual it does not matter.
+        # The size of the identity's equal alphas is undefined. It matters only with a residual.
         if (phi, normalize_alpha, bias) != ("identity", False, "residual")
     ],
 )
@@ -820,29 +826,29 @@ def test_integrative_cam_of_one_layer(phi: str, layer: str, bias: str, normalize
         model, at, phi=PHIS[phi][0] if phi in PHIS else phi, bias=bias, normalize_alpha=normalize_alpha
     )
     maps, details = method.attribute(x, targets, return_details=True)
-    found = [layer_map(model, at, rows(x)[i], targets[i], phi, normalize_alpha, bias) for i in range(3)]
+    found = [layer_map(model, at, split(x)[i], targets[i], phi, normalize_alpha, bias) for i in range(3)]
     compare(maps, lambda i: min_max(upsample(found[i][0], (4, 4))))
     np.testing.assert_allclose(details.clipped[:, 0].numpy(), [cut for _, _, cut in found], rtol=1e-6)
     if bias == "residual":
         for i, (_, before, _) in enumerate(found):
-            np.testing.assert_allclose(before.sum(), raw_output(model, rows(x)[i], targets[i]), rtol=EXACT)
+            np.testing.assert_allclose(before.sum(), raw_output(model, split(x)[i], targets[i]), rtol=EXACT)
 
 
 @pytest.mark.parametrize("normalize_alpha", [True, False])
 @pytest.mark.parametrize(("phi", "gain"), [("exp", 24.0), ("callable", 48.0), ("sigmoid", 12.0), ("softplus", 12.0)])
-def test_integrative_cam_cuts_alphas(phi: str, gain: float, normalize_alpha: bool) -> None:
-    """Where the third derivative and the sum of a channel's activations differ in sign, alphas can be of any size."""
+def test_integrative_cam_clips_alphas(phi: str, gain: float, normalize_alpha: bool) -> None:
+    """If the third derivative and the sum of a channel's activations differ in sign, alphas can have any size."""
     model, layer, x, targets = small("conv2", gain=gain)
     method = LayerIntegrativeCAM(model, layer, phi=PHIS[phi][0], normalize_alpha=normalize_alpha, bias="none")
     maps, details = method.attribute(x, targets, return_details=True)
-    found = [layer_map(model, layer, rows(x)[i], targets[i], phi, normalize_alpha, "none") for i in range(3)]
+    found = [layer_map(model, layer, split(x)[i], targets[i], phi, normalize_alpha, "none") for i in range(3)]
     compare(maps, lambda i: min_max(upsample(found[i][0], (4, 4))))
     np.testing.assert_allclose(details.clipped[:, 0].numpy(), [cut for _, _, cut in found], rtol=1e-6)
     assert ((details.clipped > 0) & (details.clipped < 1)).any()
 
 
 def test_integrative_cams_variants_differ() -> None:
-    """Or the test above would test one of them many times."""
+    """The variants of the test above give different maps."""
     model, at, x, targets = small("conv2")
 
     def attribute(phi: Any, **options: Any) -> Tensor:
@@ -863,10 +869,10 @@ def test_integrative_cam_of_a_softmax_over_few_classes(classes: int) -> None:
 
     def expected(i: int) -> Any:
         with torch.no_grad():
-            ranking = model(rows(x)[i])[0].argsort(descending=True).tolist()
+            ranking = model(split(x)[i])[0].argsort(descending=True).tolist()
         ranking.remove(targets[i])
         among = [targets[i], *ranking[: classes - 1]]
-        return min_max(upsample(layer_map(model, layer, rows(x)[i], targets[i], "softmax", classes=among)[0], (4, 4)))
+        return min_max(upsample(layer_map(model, layer, split(x)[i], targets[i], "softmax", classes=among)[0], (4, 4)))
 
     compare(maps, expected)
     assert (maps - LayerIntegrativeCAM(model, layer, phi="softmax").attribute(x, targets)).abs().max() > 1e-3
@@ -876,21 +882,21 @@ def test_integrative_cam_of_a_softmax_over_few_classes(classes: int) -> None:
 @pytest.mark.parametrize("normalize_alpha", [True, False])
 def test_integrative_cam_with_the_layers_bias(bias: str, normalize_alpha: bool) -> None:
     model, layer, x, targets = small("conv2")
-    with torch.no_grad():  # a bias that counts against activations which are positive nevertheless
+    with torch.no_grad():  # a negative bias, with activations that are positive nevertheless
         layer.weight *= 8
         layer.bias -= 0.3
     method = LayerIntegrativeCAM(model, layer, bias=bias, normalize_alpha=normalize_alpha)
     maps = method.attribute(x, targets)
     offsets = layer.bias.detach().numpy()
-    found = [layer_map(model, layer, rows(x)[i], targets[i], "exp", normalize_alpha, bias, offsets) for i in range(3)]
+    found = [layer_map(model, layer, split(x)[i], targets[i], "exp", normalize_alpha, bias, offsets) for i in range(3)]
     compare(maps, lambda i: min_max(upsample(found[i][0], (4, 4))))
     none = LayerIntegrativeCAM(model, layer, bias="none", normalize_alpha=normalize_alpha).attribute(x, targets)
     assert (maps - none).abs().max() > 1e-3
 
 
 def integrative(model: nn.Module, layers: list[nn.Module], x: Tensor, targets: list[int]) -> list[list[Any]]:
-    """The maps of each example's layers, with all defaults."""
-    return [[layer_map(model, layer, rows(x)[i], targets[i], "exp")[0] for layer in layers] for i in range(len(x))]
+    """The layer maps of each example, with default options."""
+    return [[layer_map(model, layer, split(x)[i], targets[i], "exp")[0] for layer in layers] for i in range(len(x))]
 
 
 @pytest.mark.parametrize(
@@ -903,7 +909,7 @@ def test_integrative_cam_of_several_layers(weighting: str, balance: float) -> No
     maps, details = method.attribute(x, targets, return_details=True)
     found = integrative(model, layers, x, targets)
     weights = [
-        reference.layer_weights(model, layers, rows(x)[i], targets[i], weighting, balance) for i in range(len(x))
+        reference.layer_weights(model, layers, split(x)[i], targets[i], weighting, balance) for i in range(len(x))
     ]
     results = [reference.fuse_layers(found[i], weights[i], (4, 4)) for i in range(len(x))]
     compare(maps, lambda i: results[i][0])
@@ -918,9 +924,9 @@ def test_integrative_cam_of_several_layers(weighting: str, balance: float) -> No
 
 def test_integrative_cam_leaves_out_redundant_layers() -> None:
     model, _, x, targets = tiny()
-    layers = [model.relu1, model.conv2, model.relu2, model.pool]  # the last is an Identity: the same map again
+    layers = [model.relu1, model.conv2, model.relu2, model.pool]  # the last is an Identity and repeats the map
     found = integrative(model, layers, x, targets)
-    weights = [reference.layer_weights(model, layers, rows(x)[i], targets[i], "mean", 0.5) for i in range(len(x))]
+    weights = [reference.layer_weights(model, layers, split(x)[i], targets[i], "mean", 0.5) for i in range(len(x))]
     patterns = set()
     for threshold in (1e-6, 0.1, 0.2, 0.3, 0.6):
         method = LayerIntegrativeCAM(model, layers, redundancy_threshold=threshold)
@@ -928,7 +934,7 @@ def test_integrative_cam_leaves_out_redundant_layers() -> None:
         for i in range(len(x)):
             expected, inside = reference.fuse_layers(found[i], weights[i], (4, 4), threshold)
             assert_same(maps[i, 0], expected)
-            # Which of two equal layers stays does not matter.
+            # Either of two equal layers can be kept.
             kept = [*details.kept[i, :2].tolist(), bool(details.kept[i, 2:].any())]
             assert kept == [*inside["kept"][:2], any(inside["kept"][2:])]
             assert details.kept[i, 2:].sum() < 2
@@ -940,7 +946,7 @@ def test_integrative_cam_leaves_out_redundant_layers() -> None:
 
 
 def test_integrative_cam_gives_a_constant_layers_weight_to_the_others() -> None:
-    """Where nothing speaks for a class, the channels' weights are all 0 and the map is constant, with any bias."""
+    """If no channel has a positive gradient, all channel weights are 0 and the map is constant, for any bias."""
     model, layer, x, targets = CASES["gap"]()
     with torch.no_grad():
         model.head.weight[targets[0]].abs_().neg_()
@@ -980,7 +986,7 @@ def test_maps_of_a_positive_network_add_up_to_the_score(kind: Any, layer: str) -
     model, _, x, targets = without_biases(positive=True)
     maps = kind(model, getattr(model, layer)).attribute(x, targets)
     for i, target in enumerate(targets):
-        np.testing.assert_allclose(maps[i].sum().item(), raw_output(model, rows(x)[i], target), rtol=EXACT)
+        np.testing.assert_allclose(maps[i].sum().item(), raw_output(model, split(x)[i], target), rtol=EXACT)
 
 
 @pytest.mark.parametrize("layer", ["relu1", "relu2"])
@@ -989,8 +995,8 @@ def test_xgrad_cam_adds_up_to_the_score_before_its_relu(layer: str) -> None:
     at, negative = getattr(model, layer), False
     maps = LayerXGradCAM(model, at).attribute(x, targets)
     for i, target in enumerate(targets):
-        cut, whole = reference.xgrad_cam(model, at, rows(x)[i], target)
-        np.testing.assert_allclose(whole.sum(), raw_output(model, rows(x)[i], target), rtol=EXACT)
+        cut, whole = reference.xgrad_cam(model, at, split(x)[i], target)
+        np.testing.assert_allclose(whole.sum(), raw_output(model, split(x)[i], target), rtol=EXACT)
         assert_same(maps[i, 0], cut)
         negative = negative or bool((whole < 0).any())
     assert negative
@@ -998,7 +1004,7 @@ def test_xgrad_cam_adds_up_to_the_score_before_its_relu(layer: str) -> None:
 
 @pytest.mark.parametrize("name", POOLED)
 def test_closed_forms_after_global_pooling(name: str) -> None:
-    """Gradients are W / Z everywhere there, so that many methods are the same."""
+    """All gradients are W / Z there, so that many methods coincide."""
     model, layer, x, targets = pooled(name)
     cam = LayerLinearCAM(model, layer).attribute(x, targets)
     z = cam[0].numel()
@@ -1008,10 +1014,10 @@ def test_closed_forms_after_global_pooling(name: str) -> None:
     bias = model.head.bias.detach()[targets].reshape(-1, *[1] * (cam.dim() - 1))
     assert_same(alone, (cam / z + bias).numpy())
     for i, target in enumerate(targets):
-        activations = reference.layer_output(model, layer, rows(x)[i])
+        activations = reference.layer_output(model, layer, split(x)[i])
         weights = [float(w) * a.mean() for w, a in zip(model.head.weight[target].detach(), activations, strict=True)]
         expected = reference.relu(reference.weighted_sum(np.array(weights), activations))
-        assert_same(LayerAblationCAM(model, layer).attribute(rows(x)[i], target)[0, 0], expected)
+        assert_same(LayerAblationCAM(model, layer).attribute(split(x)[i], target)[0, 0], expected)
 
 
 def test_layer_cam_is_at_least_hires_cam_where_activations_are_positive() -> None:
@@ -1050,7 +1056,7 @@ HOMOGENEOUS: dict[str, tuple[Any, dict[str, Any]]] = {
 @few
 @given(exponent=st.floats(-6, 6), case=st.sampled_from(["gap", "flat", "flat-signed-activations"]))
 def test_maps_scale_with_the_logits(name: str, exponent: float, case: str) -> None:
-    """Of methods that are linear in the score, so that their normalised maps do not change at all."""
+    """The methods are linear in the score, so that their normalised maps do not change."""
     model, layer, x, targets = CASES[case]()
     kind, options = HOMOGENEOUS[name]
     factor = 10**exponent
@@ -1117,7 +1123,7 @@ def test_the_order_of_channels_and_of_examples_does_not_matter(
 
 
 def torchcams(kind: str, model: nn.Module, layer: str, x: Tensor, targets: list[int], **options: Any) -> Tensor:
-    """torchcam's maps, (N, 1, *spatial), normalised by it with an epsilon of 1e-8."""
+    """torchcam's maps, (N, 1, *spatial), which it normalises with an epsilon of 1e-8."""
     method = getattr(pytest.importorskip("torchcam.methods"), kind)
     with method(model, layer, input_shape=tuple(x.shape[1:]), **options) as extractor:
         return extractor(targets, model(x))[0].detach()[:, None]

@@ -1,4 +1,4 @@
-"""Methods that change a layer's activations: the network below the layer is not run again, whatever the network."""
+"""Methods that replace a layer's activations. The network below the layer runs once per chunk, for many networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPLACED = [LayerAblationCAM, LayerReciproCAM, LayerFDCAM, LayerShapCAM]
 
 
 class Residual(Net):
-    """A layer inside a residual block: what goes around it has the rows of the input."""
+    """A layer inside a residual block: the skip connection has the batch size of the input."""
 
     def __init__(self, join: str = "add") -> None:
         super().__init__()
@@ -33,13 +33,13 @@ class Residual(Net):
         return self.head(self.pool(self.relu2(self.conv2(x))).flatten(1))
 
 
-class CountsRowsEarly(Net):
-    """Remembers the number of rows that it was given, and reshapes by it."""
+class ReshapesByBatchSize(Net):
+    """Reshapes by the batch size of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.shape[0]
+        batch = x.shape[0]
         x = self.relu2(self.conv2(self.relu1(self.conv1(x))))
-        return self.head(x.reshape(rows, -1, 8, 16).mean((1, 3)))
+        return self.head(x.reshape(batch, -1, 8, 16).mean((1, 3)))
 
 
 class Twice(nn.Module):
@@ -53,7 +53,7 @@ class Twice(nn.Module):
         return self.head(self.conv(self.conv(self.stem(x)).relu()).relu().mean((2, 3)))
 
 
-def rows_through(module: nn.Module) -> list[int]:
+def samples_through(module: nn.Module) -> list[int]:
     seen: list[int] = []
     module.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
     return seen
@@ -68,14 +68,14 @@ def channel_ablation(model: Any, layer: nn.Module, x: Tensor, target: int, chann
     return torch.cat(found)[:, :, 0, 0]
 
 
-@pytest.mark.parametrize("kind", [Net, Residual, lambda: Residual("cat"), CountsRowsEarly, Twice])
+@pytest.mark.parametrize("kind", [Net, Residual, lambda: Residual("cat"), ReshapesByBatchSize, Twice])
 def test_ablation_cam_is_captums_layer_feature_ablation(kind: Any) -> None:
     model, x = make(kind), images(3, 3, 8, 8)
     layer = getattr(model, "inner", None) or getattr(model, "conv2", None) or model.conv
     activations: list[Tensor] = []
     layer.register_forward_hook(lambda module, inputs, output: activations.append(output.detach()))
     model(x)
-    kept = activations[-1]  # of a layer that is called twice, the last call's
+    kept = activations[-1]  # the last call of a layer that is called twice
     drops = channel_ablation(model, layer, x, 1, kept.shape[1])
     expected = (drops[..., None, None] * kept).sum(1, keepdim=True).relu()
     assert expected.amax() > 0
@@ -84,7 +84,7 @@ def test_ablation_cam_is_captums_layer_feature_ablation(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", REPLACED)
-@pytest.mark.parametrize("kind", [Net, Residual, lambda: Residual("cat"), CountsRowsEarly])
+@pytest.mark.parametrize("kind", [Net, Residual, lambda: Residual("cat"), ReshapesByBatchSize])
 def test_batches_of_networks_of_all_kinds(cls: Any, kind: Any) -> None:
     model, x, targets = make(kind), images(3, 3, 8, 8), [0, 3, 1]
     method = cls(model, getattr(model, "inner", model.conv2))
@@ -93,43 +93,43 @@ def test_batches_of_networks_of_all_kinds(cls: Any, kind: Any) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 100])
-def test_rows_below_the_layer(chunk: int) -> None:
+def test_samples_below_the_layer(chunk: int) -> None:
     model, x = make(), images(2, 3, 8, 8)
-    below, above = rows_through(model.conv1), rows_through(model.head)
+    below, above = samples_through(model.conv1), samples_through(model.head)
     LayerAblationCAM(model, model.conv2).attribute(x, 1, perturbations_per_eval=chunk)
     chunks = -(-8 // chunk)  # eight channels
-    assert sum(below) == 2 + 2 * chunks, "one row for each chunk of an example"
+    assert sum(below) == 2 + 2 * chunks, "one sample per chunk of an example"
     assert sum(above) == 2 + 2 * 8
     assert max(above) == max(2, min(chunk, 8))
 
 
-def test_rows_above_the_layer() -> None:
+def test_samples_above_the_layer() -> None:
     model, x = make(), images(2, 3, 8, 8)
-    for cls, rows in ((LayerReciproCAM, 16), (LayerFDCAM, 2 * 8), (LayerShapCAM, 25 * 15 + 1)):
-        above = rows_through(model.head)
+    for cls, samples in ((LayerReciproCAM, 16), (LayerFDCAM, 2 * 8), (LayerShapCAM, 25 * 15 + 1)):
+        above = samples_through(model.head)
         cls(model, model.conv2).attribute(x, 1)
-        assert sum(above) == 2 + 2 * rows, cls
+        assert sum(above) == 2 + 2 * samples, cls
 
 
-def test_channels_that_are_absent_anyway_cost_no_row() -> None:
+def test_channels_equal_to_the_baseline_take_no_sample() -> None:
     model, x = make(), images(2, 3, 8, 8)
     with torch.no_grad():
         model.conv2.weight[:3] = 0
         model.conv2.bias[:3] = torch.tensor([0.0, -1.0, 2.0])
-    above = rows_through(model.head)
+    above = samples_through(model.head)
     LayerAblationCAM(model, model.relu2).attribute(x, 1)
-    assert sum(above) == 2 + 2 * 6, "a channel that is 2 everywhere counts; two that are 0 do not"
+    assert sum(above) == 2 + 2 * 6, "the channel that is 2 everywhere is removed; the two that are 0 are skipped"
 
 
-def test_a_network_whose_batch_cannot_grow_is_given_repeated_inputs() -> None:
-    model, x = make(CountsRowsEarly), images(2, 3, 8, 8)
-    below = rows_through(model.conv1)
+def test_a_network_with_a_fixed_batch_size_gets_repeated_inputs() -> None:
+    model, x = make(ReshapesByBatchSize), images(2, 3, 8, 8)
+    below = samples_through(model.conv1)
     LayerAblationCAM(model, model.conv2).attribute(x, 1, perturbations_per_eval=4)
-    assert below == [2, 1, 4, 4, 4, 4], "one attempt, then every row from the start"
+    assert below == [2, 1, 4, 4, 4, 4], "one attempt, then every sample from the input on"
 
 
-def test_one_example_is_tried_at_a_time() -> None:
-    """With as many rows as examples a skip connection would pair row and example without an error."""
+def test_chunks_contain_one_example() -> None:
+    """With as many samples as examples, a skip connection would pair samples with wrong examples without an error."""
     model, x = make(Residual), images(4, 3, 8, 8)
     method = LayerAblationCAM(model, model.inner, groups=4, grouping="chunks")
     same(method.attribute(x, 1, perturbations_per_eval=4), one_by_one(method, x, [1] * 4))
@@ -143,7 +143,7 @@ def test_groups_of_channels() -> None:
     )
     activations = model.relu2(model.conv2(model.relu1(model.conv1(x)))).detach()
     expected = (drops[:, :, :1, :1] * activations).sum(1, keepdim=True).relu()
-    above = rows_through(model.head)
+    above = samples_through(model.head)
     grouped = LayerAblationCAM(model, model.relu2, groups=3, grouping="chunks").attribute(x, 2)
     assert sum(above) == 2 + 2 * 3
     same(grouped, expected, tolerance=1e-6)
@@ -151,11 +151,11 @@ def test_groups_of_channels() -> None:
     same(clusters, LayerAblationCAM(model, model.relu2).attribute(x, 2), tolerance=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------------- tokens
+# --------------------------------------------------------------------------------------------------------------- tokens
 
 
 class Transformer(nn.Module):
-    """Patches, a class token, two blocks of attention; 16 x 16 inputs give a grid of 4 x 4."""
+    """Patches, a class token and two attention blocks. Inputs of 16 x 16 give a grid of 4 x 4."""
 
     def __init__(self, height: int = 4, width: int = 4) -> None:
         super().__init__()
@@ -186,9 +186,9 @@ def test_vit_recipro_cam_keeps_the_class_token() -> None:
                 for j in range(4):
                     kept = torch.zeros(6, 6)
                     kept[i : i + 3, j : j + 3] = kernel
-                    row = tokens[n].clone()
-                    row[1:] *= kept[1:5, 1:5].reshape(16, 1)
-                    score = model.head(model.blocks[1](row[None])[:, 0])[0, target]
+                    sample = tokens[n].clone()
+                    sample[1:] *= kept[1:5, 1:5].reshape(16, 1)
+                    score = model.head(model.blocks[1](sample[None])[:, 0])[0, target]
                     torch.testing.assert_close(result[n, 0, i, j], score)
 
 
@@ -219,7 +219,7 @@ def test_token_grids() -> None:
     assert torch.equal(ChannelsLast().inverse(ChannelsLast()(last), last), last)
 
 
-def test_a_reshape_without_a_way_back() -> None:
+def test_a_reshape_without_an_inverse() -> None:
     model, x = make(Transformer), images(1, 3, 16, 16)
     grid = TokenGrid()
     assert LayerGradCAMPlusPlus(model, model.norm, reshape=lambda t: grid(t)).attribute(x, 1).shape == (1, 1, 4, 4)

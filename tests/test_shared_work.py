@@ -1,4 +1,4 @@
-"""Several targets, and several methods, for less than the price of as many calls; and the same maps."""
+"""Sharing between targets and methods: lower cost, and the same maps."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_several_targets_equal_separate_calls(cls: Any, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("weighting", ["softmax", "increase"])
-def test_masked_rows_of_score_cam_are_run_once(x: Tensor, weighting: str) -> None:
+def test_masked_samples_of_score_cam_run_once(x: Tensor, weighting: str) -> None:
     counted = Counter(model := make())
     method = LayerScoreCAM(counted, model.conv2, weighting=weighting)
     method.attribute_targets(x, targets=TARGETS)
@@ -57,16 +57,14 @@ def test_masked_rows_of_score_cam_are_run_once(x: Tensor, weighting: str) -> Non
     counted.rows = 0
     method.attribute(x, 1)
     method.attribute(x, 1)
-    assert counted.rows == 2 * 3 * (1 + 8 + (weighting == "increase")), "nothing is remembered between calls"
+    assert counted.rows == 2 * 3 * (1 + 8 + (weighting == "increase")), "nothing is cached between calls"
 
 
 @pytest.mark.parametrize("cls", [LayerFusionCAM, LayerUnionCAM])
-def test_a_fusion_runs_the_masked_rows_of_its_region_map_once(x: Tensor, cls: Any) -> None:
+def test_a_fusion_runs_the_masked_samples_of_its_region_map_once(x: Tensor, cls: Any) -> None:
     counted = Counter(model := make())
     cls(counted, model.conv2).attribute_targets(x, targets=TARGETS, perturbations_per_eval=3)
-    assert counted.rows == 3 * (8 + 1 + 3 * (1 + 3)), (
-        "channels and baseline once; a pass and three maps for each target"
-    )
+    assert counted.rows == 3 * (8 + 1 + 3 * (1 + 3)), "channels and baseline once; a pass and three maps per target"
 
 
 @pytest.mark.parametrize("cls", [LayerSSCAM, LayerISCAM])
@@ -83,26 +81,26 @@ def test_other_masks_that_do_not_depend_on_the_target(x: Tensor, cls: Any) -> No
     assert not torch.allclose(first, other, atol=1e-6)
 
 
-def test_methods_share_passes_and_rows(x: Tensor) -> None:
+def test_methods_share_passes_and_masked_samples(x: Tensor) -> None:
     model = make()
     alone = [cls(model, model.conv2).attribute(x, [0, 3, 1]) for cls in CLASSES]
     counted = Counter(model)
     with shared_work():
         together = [cls(counted, model.conv2).attribute(x, [0, 3, 1]) for cls in CLASSES]
-        rows = counted.rows
+        before = counted.rows
         LayerFusionCAM(counted, model.conv2).attribute(x, [0, 3, 1])
-        assert counted.rows == rows + 3 * 3, "only the three maps that it masks with"
+        assert counted.rows == before + 3 * 3, "only the samples masked by its three maps"
     same(together, alone)
 
 
-def test_components_on_other_layers_and_guided_fusions_share_too(x: Tensor) -> None:
+def test_components_on_other_layers_and_guided_fusions_share_as_well(x: Tensor) -> None:
     counted = Counter(model := make())
     elsewhere = LayerScoreCAM(counted, model.conv1)
     with shared_work():
         elsewhere.attribute(x, 1)
-        rows = counted.rows
+        before = counted.rows
         LayerFusionCAM(counted, model.conv2, region_method=elsewhere).attribute(x, 1)
-        assert counted.rows == rows + 3 * (1 + 1 + 3), "a pass at its own layer, the baseline, three maps"
+        assert counted.rows == before + 3 * (1 + 1 + 3), "a pass at the fusion's layer, the baseline, three maps"
     seen: list[int] = []
     model.head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     with shared_work():
@@ -112,7 +110,7 @@ def test_components_on_other_layers_and_guided_fusions_share_too(x: Tensor) -> N
     assert sum(seen) == before + 3 * (3 + 1), "three maps, and guided backpropagation"
 
 
-def test_what_differs_is_not_shared(x: Tensor) -> None:
+def test_different_calls_share_nothing(x: Tensor) -> None:
     model, other = make(), make(seed=2)
     score = LayerScoreCAM(model, model.conv2, weighting="increase")
     scale = torch.full((3, 1), 2.0)
@@ -134,7 +132,7 @@ def test_what_differs_is_not_shared(x: Tensor) -> None:
     same(together, alone)
 
 
-def test_tensors_changed_in_place_are_noticed(x: Tensor) -> None:
+def test_in_place_changes_of_tensors_are_detected(x: Tensor) -> None:
     model, given, target = make(), x.clone(), torch.tensor([0, 1, 2])
     method = LayerFusionCAM(model, model.conv2)
     with shared_work():
@@ -160,7 +158,7 @@ def test_wrong_targets_and_failing_networks(x: Tensor) -> None:
         LayerScoreCAM(failing, model.conv2).attribute(x, 1)
     counted = Counter(model)
     LayerScoreCAM(counted, model.conv2).attribute(x, 1)
-    assert counted.rows == 3 * 9, "the block has ended"
+    assert counted.rows == 3 * 9, "nothing is shared after the block"
 
 
 def test_blocks_within_blocks_and_tuple_layers(x: Tensor) -> None:
@@ -200,11 +198,11 @@ def test_large_outputs_are_not_kept() -> None:
     model.head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     method = LayerScoreCAM(model, model.conv)
     found = method.attribute_targets(x, targets=[(0, 4, 4), (1, 4, 4)])
-    assert sum(seen) == 1 + 2 * 4, "twelve million numbers for each row: run again"
+    assert sum(seen) == 1 + 2 * 4, "twelve million numbers per sample are not kept, so the samples run again"
     same(found[1], method.attribute(x, (1, 4, 4)))
 
 
-def test_what_is_run_and_what_is_saved_adds_up_to_what_each_would_cost_alone(x: Tensor) -> None:
+def test_samples_run_and_saved_add_up_to_the_cost_of_separate_calls(x: Tensor) -> None:
     counted = Counter(model := make())
     methods = [
         LayerScoreCAM(counted, model.conv2),
@@ -227,12 +225,12 @@ def test_what_is_run_and_what_is_saved_adds_up_to_what_each_would_cost_alone(x: 
         assert saved.seconds > 0
         before = saved.backward_samples
         methods[1].attribute(x, 1, perturbations_per_eval=2)
-        assert saved.backward_samples == before + 3, "the pass with gradients is shared, and counted as such"
+        assert saved.backward_samples == before + 3, "the backward samples of the shared pass are counted"
     assert alone == [3 * (1 + 8), 3 * (8 + 5), 3 * (8 + 5), 3 * (1 + 8 + 1)]
 
 
 class InvertedScoreCAM(LayerScoreCAM):
-    """A subclass with masks of its own, which says nothing about what they depend on."""
+    """A subclass with its own masks that does not declare what they depend on."""
 
     power = 1.0
 
@@ -250,7 +248,7 @@ class InvertedScoreCAM(LayerScoreCAM):
 
 
 class PoweredScoreCAM(InvertedScoreCAM):
-    """A subclass whose objects share their masked samples if they have the same ``power``."""
+    """A subclass whose instances share masked samples if their ``power`` is equal."""
 
     masks_depend_on = ("power",)
 
@@ -272,7 +270,7 @@ def test_subclasses_with_other_masks_get_their_own_maps(x: Tensor) -> None:
         together = [method.attribute(x, 1) for method in methods]
         before = saved.forward_samples
         again = methods[3].attribute(x, 1)
-        assert saved.forward_samples - before >= 3 * 8, "its own samples are shared with itself"
+        assert saved.forward_samples - before >= 3 * 8, "equal instances share their samples"
     for first, second in zip(alone, together, strict=True):
         same(first, second)
     same(again, alone[3])
@@ -315,14 +313,14 @@ def test_weights_of_a_network_inside_a_function(x: Tensor, kind: str) -> None:
     with shared_work() as saved:
         method.attribute(x, 1)
         method.attribute(x, 2)
-        assert saved.forward_samples >= 3 * 8, "the network was found"
+        assert saved.forward_samples >= 3 * 8, "the network inside the function was found"
         with torch.no_grad():
             model.head.weight.mul_(-1)
         changed = method.attribute(x, 1)
     same(changed, method.attribute(x, 1))
 
 
-def test_a_function_whose_network_is_not_known_shares_nothing(x: Tensor) -> None:
+def test_a_function_whose_network_is_unknown_shares_nothing(x: Tensor) -> None:
     model = make()
     networks = {"mine": model}
     method = LayerScoreCAM(lambda given: networks["mine"](given), model.conv2)

@@ -1,4 +1,4 @@
-"""What the common tests cannot cover: methods without a layer, with several, or for special networks."""
+"""Methods without a layer, with several layers or for special networks, which the common tests do not cover."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Convolutional(nn.Module):
         return self.between(self.classifier(self.conv(x))).mean((2, 3))
 
 
-def test_cam_is_the_classifiers_weights() -> None:
+def test_cam_uses_the_classifiers_weights() -> None:
     model, x = make(), images(3, 3, 8, 8)
     method = LayerLinearCAM(model, model.relu2)
     activations = model.relu2(model.conv2(model.relu1(model.conv1(x)))).detach()
@@ -66,7 +66,7 @@ def test_cam_is_the_classifiers_weights() -> None:
     score = model(x).detach()[[0, 1, 2], [0, 3, 1]]
     same(result.mean((1, 2, 3)), score - model.head.bias.detach()[[0, 3, 1]])
     same(result, one_by_one(method, x, [0, 3, 1]))
-    same(result, LayerGradCam(model, model.relu2).attribute(x, [0, 3, 1]).detach() * 16)  # positions of the layer
+    same(result, LayerGradCam(model, model.relu2).attribute(x, [0, 3, 1]).detach() * 16)  # 16 positions
     assert hooks_on(model) == 0
 
 
@@ -97,7 +97,7 @@ def test_cam_of_a_convolutional_classifier_and_a_score() -> None:
         (lambda: Convolutional(nn.ReLU()), "conv", "its Conv2d of that size does not give the output"),
     ],
 )
-def test_cam_refuses_other_networks_and_says_why(build: Any, layer: str, why: str) -> None:
+def test_cam_rejects_other_networks_and_says_why(build: Any, layer: str, why: str) -> None:
     model = make(build)
     with pytest.raises(ValueError, match=f"global average pooling.*{why}"):
         LayerLinearCAM(model, getattr(model, layer)).attribute(images(2, 3, 8, 8), 1)
@@ -157,7 +157,7 @@ def test_rise_is_an_input_attribution() -> None:
     rise = RISE(model, n_masks=40, grid_size=3)
     result = rise.attribute(x, [0, 3, 1])
     assert result.shape == x.shape
-    assert (result[:, :1] == result).all(), "the same in every channel"
+    assert (result[:, :1] == result).all(), "all channels are identical"
     assert result.is_contiguous()
     alone = torch.cat([rise.attribute(x[[i]], t) for i, t in enumerate((0, 3, 1))])
     same(result, alone)
@@ -203,7 +203,7 @@ def test_rise_costs_its_masks_and_keeps_few_in_memory() -> None:
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_rise_leaves_everything_as_it_was(dims: int) -> None:
+def test_rise_restores_all_state(dims: int) -> None:
     model, x = make(dims=dims), images(2, 3, *(8, 6, 10)[:dims])
     state, rise = torch.get_rng_state(), RISE(model, n_masks=10)
     expected = rise.attribute(x, 1)
@@ -222,7 +222,7 @@ def test_rise_leaves_everything_as_it_was(dims: int) -> None:
 def test_guided_fusion_is_captums_guided_grad_cam_with_another_map() -> None:
     model, x = make(), images(2, 3, 8, 8)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # captum's own
+        warnings.simplefilter("ignore")  # captum's warnings
         expected = GuidedGradCam(model, model.relu2).attribute(x, [1, 3], interpolate_mode="bilinear").detach()
     same(
         GuidedFusionCAM(model, model.relu2, layer_method=LayerGradCam(model, model.relu2)).attribute(x, [1, 3]),
@@ -231,7 +231,9 @@ def test_guided_fusion_is_captums_guided_grad_cam_with_another_map() -> None:
     fused = LayerFusionCAM(model, model.relu2).attribute(x, [1, 3])
     guided = GuidedFusionCAM(model, model.relu2).attribute(x, [1, 3])
     assert guided.shape == x.shape
-    assert torch.equal(guided == 0, (guided == 0) | (fused == 0).expand_as(guided)), "nothing outside the map"
+    assert torch.equal(guided == 0, (guided == 0) | (fused == 0).expand_as(guided)), (
+        "the attribution is 0 where the map is"
+    )
     assert not torch.allclose(guided, expected, atol=1e-6)
     assert hooks_on(model) == 0
     assert not x.requires_grad
@@ -247,9 +249,9 @@ def test_guided_fusion_of_several_inputs_and_errors() -> None:
     same(kwargs, found)
     with pytest.raises(TypeError, match="method must be a layer attribution"):
         GuidedFusionCAM(model, model.relu2, layer_method=RISE(model))
-    with pytest.raises(ValueError, match="layer must be the layer of layer_method"):
+    with pytest.raises(ValueError, match="layer must be the layer that layer_method explains"):
         GuidedFusionCAM(model, model.relu1, layer_method=LayerGradCam(model, model.relu2))
-    with pytest.raises(ValueError, match="method must attribute one tensor, not a tuple"):
+    with pytest.raises(ValueError, match="method must return one tensor, not a tuple"):
         GuidedFusionCAM(model, model.relu2).attribute(x, 1, layer_kwargs={"return_details": True})
     with pytest.raises(ValueError, match="inputs must be floating point"):
         GuidedFusionCAM(model, model.relu2).attribute((*x[:2], torch.ones(2, 5, dtype=torch.long)), 1)
@@ -339,12 +341,12 @@ def test_integrative_details_and_errors() -> None:
     scalar = make(Score)
     with pytest.raises(ValueError, match=r"phi=\"softmax\" needs an output of shape"):
         LayerIntegrativeCAM(scalar, scalar.relu2, phi="softmax").attribute(x)
-    with pytest.raises(ValueError, match="bias: ReLU holds no convolution"):
+    with pytest.raises(ValueError, match="bias: ReLU contains no convolution"):
         LayerIntegrativeCAM(model, model.relu2, bias="layer").attribute(x, 1)
 
 
 def test_biases_of_layers() -> None:
-    """The bias of a convolution with a batch norm after it is what the two make of an input of zeros."""
+    """The bias of a convolution and the batch norm after it is their output for a zero input."""
 
     class Stage(nn.Module):
         def __init__(self) -> None:
@@ -394,7 +396,7 @@ def test_seeds(build: Any) -> None:
     first = build(model, 0).attribute(x, 1)
     torch.manual_seed(12345)
     same(build(model, 0).attribute(x, 1), first, tolerance=1e-7)
-    assert not torch.allclose(build(model, 1).attribute(x, 1), first, atol=1e-6), "another seed, another draw"
+    assert not torch.allclose(build(model, 1).attribute(x, 1), first, atol=1e-6), "another seed gives other samples"
     twice = build(model, 0).attribute(x[[1, 1]], 1)
     same(twice[0], twice[1], tolerance=1e-6)
     torch.set_rng_state(state)
@@ -406,12 +408,12 @@ def test_ss_cam_without_noise_is_is_cam_of_one_step() -> None:
     weights = LayerScoreCAM(model, model.relu2, weighting="increase", score_fn=lambda o: o.softmax(1)).attribute(
         x, [1, 3]
     )
-    assert not torch.allclose(weights, expected, atol=1e-4), "no baseline is taken off"
+    assert not torch.allclose(weights, expected, atol=1e-4), "no baseline is subtracted"
     for noise in ("map", "input"):
         same(LayerSSCAM(model, model.relu2, stdevs=0.0, noise=noise, n_samples=2).attribute(x, [1, 3]), expected)
 
 
-def test_ss_cam_of_the_authors_scales_its_noise() -> None:
+def test_authors_ss_cam_scales_its_noise() -> None:
     model, x = make(), images(2, 3, 8, 8)
     activations = model.relu2(model.conv2(model.relu1(model.conv1(x)))).detach()
     noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(7))
@@ -430,7 +432,7 @@ def test_ss_cam_of_the_authors_scales_its_noise() -> None:
 
 
 @pytest.mark.parametrize("noise", ["map", "input"])
-def test_ss_cam_of_the_authors_in_half_precision(noise: str) -> None:
+def test_authors_ss_cam_in_half_precision(noise: str) -> None:
     """The published standard deviation grows without bound for maps of small range."""
     model, x = make().half(), images(2, 3, 8, 8).half()
     with torch.no_grad():
@@ -449,11 +451,11 @@ def test_augmented_grad_cam_without_augmentation_is_grad_cam() -> None:
     solved = LayerAugmentedGradCAM(model, model.relu2, n_samples=3, rotation=0, shift=0, n_iterations=2000)
     coarse = nn.functional.avg_pool2d(solved.attribute(x, 1), 2)
     similar = nn.functional.cosine_similarity(coarse.flatten(1), cam.flatten(1))
-    assert (similar > 0.95).all(), "its means over cells are the coarse map"
+    assert (similar > 0.95).all(), "the mean over each cell gives the coarse map"
 
 
 def test_augmented_grad_cam_moves_maps_back() -> None:
-    """A network that finds one bright spot: moved copies, moved back, show it where it is."""
+    """For a network that detects a bright spot, the maps of transformed copies agree on its position."""
 
     class Spot(nn.Module):
         def __init__(self) -> None:
@@ -473,7 +475,7 @@ def test_augmented_grad_cam_moves_maps_back() -> None:
         assert 12 <= row < 20, combination
         assert 40 <= column < 48, combination
         assert found[..., 12:20, 40:48].mean() > 6 * found.mean()
-        if combination != "super_resolution":  # which does not end at zero where there is nothing
+        if combination != "super_resolution":  # its map is not exactly 0 outside the spot
             weights = found[0, 0] / found.sum()
             assert abs(weights.sum(1) @ torch.arange(48.0) - 15.5) < 0.5
             assert abs(weights.sum(0) @ torch.arange(64.0) - 43.5) < 0.5
@@ -487,7 +489,7 @@ def test_group_cam_on_a_network_with_dead_groups() -> None:
     counted = Counter(model)
     result = LayerGroupCAM(counted, model.relu2, groups=4).attribute(x, 1)
     assert result.isfinite().all()
-    assert counted.rows <= 2 + 2 + 2 * 2, "clean, blurred, and two groups that are not dead"
+    assert counted.rows <= 2 + 2 + 2 * 2, "clean, blurred, and two live groups"
 
 
 # ----------------------------------------------------------------------------------------------------------- catalogue
@@ -502,13 +504,13 @@ def test_the_catalogue_names_every_public_method() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_catalogue_says_what_a_method_costs(name: str) -> None:
+def test_the_catalogue_states_the_cost_of_a_method(name: str) -> None:
     model, x = make(), images(1, 3, 8, 8)
     live = int(functional.live_channels(model.relu2(model.conv2(model.relu1(model.conv1(x)))).detach()).sum())
     backward: list[int] = []
-    rows: list[int] = []
+    below: list[int] = []
     above: list[int] = []
-    model.conv1.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    model.conv1.register_forward_hook(lambda module, inputs, output: below.append(len(output)))
     model.head.register_forward_hook(lambda module, inputs, output: above.append(len(output)))
     model.head.register_full_backward_hook(lambda module, given, found: backward.append(len(found[0])))
     method = METHODS[name].build(model, [model.relu2])
@@ -523,18 +525,18 @@ def test_the_catalogue_says_what_a_method_costs(name: str) -> None:
     if at_layer:
         assert sum(above) <= whole + at_layer
         assert sum(above) >= whole + at_layer - 1
-        assert sum(rows) < sum(above)
+        assert sum(below) < sum(above)
     elif name in ("group-cam", "decom-cam"):
-        assert sum(above) <= whole, "as many groups or components as there are"
+        assert sum(above) <= whole, "fewer groups or components than the maximum"
     else:
         assert sum(above) == whole
 
 
-# ------------------------------------------------------------------------------------- straight from the papers' codes
+# ------------------------------------------------------------------------------------------- simple re-implementations
 
 
 def test_fd_cam_by_loops() -> None:
-    """On and off switches of each channel's group of similar ones, one model call at a time."""
+    """Each channel's group of similar channels is switched on and off, one model call at a time."""
     model, x = make(FlatHead).double(), images(2, 3, 8, 8).double()
     with torch.no_grad():
         model.conv2.weight[2] = 0
@@ -588,8 +590,8 @@ def test_decom_cam_by_scikit_learn(weighting: str) -> None:
         low, high = raised.amin((1, 2, 3), keepdim=True), raised.amax((1, 2, 3), keepdim=True)
         masks = (raised - low) / (high - low)
         with torch.no_grad():
-            rows = torch.maximum(x[n] * masks, blurred[n] * (1 - masks))
-            scores = model(rows).softmax(1)[:, target]
+            samples = torch.maximum(x[n] * masks, blurred[n] * (1 - masks))
+            scores = model(samples).softmax(1)[:, target]
             behind = model(blurred[n : n + 1]).softmax(1)[:, target]
         if weighting == "scaled":
             weights = torch.where(scores < 1e-3, 0.0, scores) / scores.max()
@@ -623,7 +625,7 @@ def test_ss_cam_by_loops(noise: str) -> None:
 
 
 def test_clusters_are_groups_of_similar_maps() -> None:
-    """Against scikit-learn's k-means from the same centres, and by what a cluster is for."""
+    """Compared with scikit-learn's k-means from the same centres, and with known patterns."""
     cluster = pytest.importorskip("sklearn.cluster")
     patterns = torch.rand(4, 36, generator=torch.Generator().manual_seed(0))
     which = torch.arange(24) % 4
@@ -631,7 +633,7 @@ def test_clusters_are_groups_of_similar_maps() -> None:
     maps = (3 * patterns[which] + noise).reshape(2, 24, 6, 6)
     labels = functional.cluster_channels(maps, 4)
     for n in range(2):
-        assert len({(int(a), int(b)) for a, b in zip(labels[n], which, strict=True)}) == 4, "a cluster a pattern"
+        assert len({(int(a), int(b)) for a, b in zip(labels[n], which, strict=True)}) == 4, "one cluster per pattern"
     activations = images(1, 20, 5, 5, seed=3).relu()
     normal = functional.normalize(activations.flatten(0, 1).flatten(1)).double().numpy()
     own = functional.cluster_channels(activations, 5, iterations=100)[0].numpy()

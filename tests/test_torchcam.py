@@ -1,7 +1,7 @@
-"""Against the neighbours: torchcam's Score-CAM and captum's Grad-CAM.
+"""Comparison with other libraries: torchcam's Score-CAM and captum's Grad-CAM.
 
-torchcam normalises a channel before it upsamples it, and this package (with the paper) after. On a layer of the
-input's own size nothing is upsampled and the two are equal; elsewhere they correlate closely.
+torchcam normalises a channel before upsampling, whereas this package, like the paper, normalises after upsampling. The
+two are equal for a layer of the input's size and correlate closely for other layers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TARGETS = [7, 0, 3, 9]
 
 
 class Pyramid(nn.Module):
-    """64 channels of 16 x 16 from images of 64 x 64, with a head that varies over space; logits of real size."""
+    """64 channels of 16 x 16 from images of 64 x 64, with a head that varies over space and realistic logits."""
 
     def __init__(self, stride: int = 2) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def network(stride: int, size: int) -> tuple[Pyramid, Tensor]:
 
 
 def torchcams(model: nn.Module, layer: str, x: Tensor, targets: list[int], **options: Any) -> Tensor:
-    """torchcam's maps, (N, 1, h, w), normalised by it."""
+    """torchcam's normalised maps, (N, 1, h, w)."""
     score_cam = pytest.importorskip("torchcam.methods").ScoreCAM
     with score_cam(model, layer, **options) as extractor, torch.no_grad():
         model(x)
@@ -63,7 +63,7 @@ def test_score_cam_correlates_with_torchcam() -> None:
     theirs = torchcams(model, "relu2", x, TARGETS)
     assert ours.shape == theirs.shape == (4, 1, 16, 16)
     assert min(correlations(ours, theirs)) > 0.999
-    # The measure can tell: another target, or the order of the batch, does not pass.
+    # The test is sensitive: it fails for other targets and for another order of the batch.
     assert min(correlations(ours, torchcams(model, "relu2", x, TARGETS[::-1]))) < 0.99
     assert max(correlations(ours, theirs.roll(1, 0))) < 0.99
 
@@ -101,7 +101,7 @@ def test_gradient_map_of_the_fusion_is_captums_grad_cam() -> None:
     _, details = LayerFusionCAM(model, model.relu2).attribute(x, TARGETS, return_details=True)
     captums = LayerGradCam(model, model.relu2).attribute(x, TARGETS, relu_attributions=True).detach()
     assert (captums > 0).flatten(1).any(1).all()
-    # captum's own way up to the input.
+    # captum's own upsampling to the input.
     upsampled = LayerAttribution.interpolate(captums, (64, 64), "bilinear")
     for i in range(4):
         low, high = upsampled[i].min(), upsampled[i].max()

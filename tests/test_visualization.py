@@ -20,7 +20,7 @@ def pixels(figure: Figure) -> np.ndarray:
     return plt.imread(buffer)
 
 
-def test_to_picture_keeps_what_is_in_range_and_stretches_what_is_not() -> None:
+def test_to_picture_rescales_only_images_that_exceed_the_range() -> None:
     given = torch.tensor([0.25, 0.5]).reshape(1, 1, 2)
     assert to_picture(given)[0, :, 0].tolist() == [0.25, 0.5]
     assert to_picture(given * 8 - 3)[0, :, 0].tolist() == [0.0, 1.0]
@@ -38,7 +38,7 @@ def test_every_method_of_captum_draws(method: str) -> None:
     assert pixels(figure).std() > 0.05
 
 
-def test_the_hot_spot_is_drawn_where_it_is() -> None:
+def test_a_hot_spot_is_drawn_at_its_position() -> None:
     heat = torch.zeros(1, 1, 8, 16)
     heat[..., 1, 12] = 1
     _, axis = visualize_map(heat, torch.full((1, 8, 16), 0.5))
@@ -48,16 +48,16 @@ def test_the_hot_spot_is_drawn_where_it_is() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])
-def test_a_map_without_anything_positive_is_drawn_as_such(value: float) -> None:
+def test_a_map_without_positive_values_is_drawn_as_all_zero(value: float) -> None:
     figure, axis = visualize_map(torch.full((1, 1, 4, 4), value), torch.rand(3, 8, 8))
     assert [text.get_text() for text in axis.texts] == ["all zero"]
     assert pixels(figure).shape[2] == 4
 
 
-def test_wrong_maps_are_refused() -> None:
+def test_invalid_maps_are_rejected() -> None:
     with pytest.raises(ValueError, match="attribution must be one two-dimensional map"):
         visualize_map(torch.rand(2, 1, 4, 4), torch.rand(3, 8, 8))
-    with pytest.raises(ValueError, match="rows must hold"):
+    with pytest.raises(ValueError, match="rows must contain"):
         visualize_grid([])
 
 
@@ -67,7 +67,7 @@ def test_the_parts_of_a_fusion_are_shown_with_their_weights(cls: type) -> None:
     maps, details = cls(model, model.relu2).attribute(x, [0, 1], return_details=True)
     open_before = plt.get_fignums()
     figure = visualize_fusion(x, maps, details, titles=["first", "second"], name="the result")
-    assert plt.get_fignums() == open_before, "pyplot knows nothing of it"
+    assert plt.get_fignums() == open_before, "no pyplot figure is opened"
     titles = [axis.get_title() for axis in figure.axes]
     assert len(titles) == 10
     assert titles[0] == "first"

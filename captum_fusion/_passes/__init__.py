@@ -1,1 +1,1 @@
-"""How samples go through a network: one pass that reads the layers, then passes on masked or replaced samples."""
+"""Passes through the network: the layer pass, and passes on masked, perturbed and replaced samples."""

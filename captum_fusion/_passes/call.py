@@ -1,4 +1,4 @@
-"""One call of ``attribute``: its arguments, checked once, and the network that answers it."""
+"""One call of ``attribute``: its checked arguments and the network."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Call:
-    """The network, its inputs and target, as one call of ``attribute`` was given them. Made by :meth:`checked`.
+    """The network, inputs and target of one call of ``attribute``. Created by :meth:`checked`.
 
     Attributes:
-        forward_func: The model or any function of the inputs.
-        inputs: The inputs; dimension 0 counts the N examples.
-        target: Captum's target.
-        arguments: Captum's additional arguments.
+        forward_func: Model or function of the inputs.
+        inputs: Inputs. Dimension 0 is the batch of N examples.
+        target: Target, in captum's format.
+        arguments: Additional forward arguments.
         attribute_to_layer_input: Whether layers are evaluated at their input.
-        reshape: Turns the layer's tensors, tokens for example, into (N, channels, *spatial).
-        needs_target: Whether the target must select one output; False accepts None for any output.
-        least_samples: The fewest samples that the network takes at once: 2 in train mode, where a batch norm may refuse
-            one.
-        bar: A progress bar that counts samples.
-        cache: The results that are shared with other calls, if any.
-        identity: Everything that a forward pass of this call depends on, for the cache.
+        reshape: Function that converts the layer's tensors, for example tokens, to (N, channels, *spatial).
+        needs_target: Whether the target must select one output. If False, None is valid for any output.
+        least_samples: Minimum number of samples in one call of the network: 2 in train mode, because batch
+            normalisation can reject a single sample.
+        bar: Progress bar that counts samples.
+        cache: Results shared with other calls, if any.
+        identity: Cache key of everything that a forward pass of this call depends on.
     """
 
     forward_func: Callable[..., Any]
@@ -65,7 +65,7 @@ class Call:
         training: bool = False,
         bar: Any = None,
     ) -> Call:
-        """A call whose inputs are sound.
+        """Check the inputs and create a call.
 
         Raises:
             TypeError: If ``inputs`` are not tensors with a batch dimension.
@@ -95,21 +95,21 @@ class Call:
 
     @property
     def examples(self) -> int:
-        """The number of examples."""
+        """Number of examples."""
         return self.inputs[0].shape[0]
 
     @property
     def device(self) -> torch.device:
-        """The device of the first input."""
+        """Device of the first input."""
         return self.inputs[0].device
 
     def of_samples(self, inputs: tuple[Tensor, ...], owners: Tensor, target: Target = None) -> Call:
-        """This call for other samples, each made from one of the examples: their target and arguments follow.
+        """This call for other samples made from its examples, with their targets and arguments.
 
         Args:
-            inputs (tuple[Tensor, ...]): The S samples.
-            owners (Tensor): int64, (S,): the example that each sample is made from.
-            target (optional): Their target. Default: None (that of their examples)
+            inputs (tuple[Tensor, ...]): S samples.
+            owners (Tensor): Example that each sample comes from, int64, (S,).
+            target (optional): Target of the samples. Default: None (the targets of their examples)
         """
         return replace(
             self,
@@ -121,7 +121,7 @@ class Call:
         )
 
     def remember(self, key: Hashable, compute: Callable[[], Result], samples: int, **options: Any) -> Result:
-        """What another call of the same :func:`shared_work` block knows under a key, or what ``compute`` gives."""
+        """The result cached under ``key`` in the :func:`shared_work` block, or the result of ``compute``."""
         if self.cache is None or key is None:
             return compute()
         return self.cache.remember((self.identity, key), compute, self.device, samples, **options)
@@ -129,23 +129,24 @@ class Call:
     # ---- the network
 
     def forward(self, inputs: tuple[Tensor, ...], owners: Tensor | None = None, dims: int = 1) -> Tensor:
-        """The network's output for some samples, checked.
+        """The checked output of the network for some samples.
 
         Args:
             inputs (tuple[Tensor, ...]): S samples.
-            owners (Tensor, optional): int64: the example of each. Default: None (the examples themselves)
-            dims (int): The number of dimensions that the output is known to have at least. Default: 1
+            owners (Tensor, optional): Example that each sample comes from, int64, (S,).
+                Default: None (the samples are the examples)
+            dims (int): Known number of dimensions of the output. Default: 1
         """
         arguments = self.arguments if owners is None else self.arguments_of(owners)
         samples = self.examples if owners is None else len(owners)
         return self.check_output(run_forward(self.forward_func, inputs, arguments), samples, dims)
 
     def check_output(self, output: Any, samples: int, dims: int = 1) -> Tensor:
-        """An output with one entry for each sample.
+        """Check that an output has one entry per sample, and return it.
 
         Raises:
             TypeError: If it is not a tensor.
-            AssertionError: If its first dimension does not count the samples.
+            AssertionError: If its first dimension is not the number of samples.
         """
         if not isinstance(output, Tensor):
             raise TypeError(
@@ -153,10 +154,10 @@ class Call:
                 "picks the tensor to explain"
             )
         if samples == 1 and output.dim() == dims - 1:
-            output = output.reshape(1, *output.shape)  # a head that ends in squeeze()
+            output = output.reshape(1, *output.shape)  # for models that end in squeeze()
         assert output.shape[:1] == (samples,), (
-            f"forward_func must return one row for each of the {samples} examples it is given, not "
-            f"{tuple(output.shape)}"
+            f"forward_func must return one output for each of the {samples} examples of its input, not a tensor of "
+            f"shape {tuple(output.shape)}"
         )
         checked: Tensor = output
         return checked
@@ -168,13 +169,13 @@ class Call:
         evaluate: Callable[[slice, Tensor, torch.memory_format], Result],
         single_example: bool = False,
     ) -> Iterator[Result]:
-        """Evaluate samples in chunks of the pace's choice.
+        """Evaluate samples in chunks.
 
         Args:
-            owners (Tensor): int64, (S,): the example that each sample is made from.
-            pace (TimedPace or FixedPace): The size of chunks, and their memory layout.
+            owners (Tensor): Example that each sample comes from, int64, (S,).
+            pace (TimedPace or FixedPace): Chooses the size and memory layout of chunks.
             evaluate (callable): ``evaluate(chunk, owners of the chunk, layout)``.
-            single_example (bool): Whether all samples of a chunk must be made from one example. Default: False
+            single_example (bool): Whether all samples of a chunk must come from one example. Default: False
         """
         if isinstance(getattr(self.bar, "total", None), int):
             self.bar.total += len(owners)
@@ -201,7 +202,7 @@ class Call:
     def fixed_pace(
         self, owners: Tensor, limit: int | None, layout: torch.memory_format = torch.contiguous_format
     ) -> FixedPace | None:
-        """The pace of a limit that the user gave, or of a default where PyTorch must be deterministic; else None."""
+        """A pace for the user's limit, or for a default limit if PyTorch must be deterministic; None otherwise."""
         if limit is None and torch.are_deterministic_algorithms_enabled():
             limit = FixedPace.DEFAULT_ON_CPU if self.device.type == "cpu" else FixedPace.DEFAULT_ELSEWHERE
         return None if limit is None else FixedPace(owners, self.examples, limit, layout)
@@ -209,14 +210,14 @@ class Call:
     def attribute_with(self, component: Any, differentiates: bool, ours: bool = False, **kwargs: Any) -> Any:
         """``component.attribute`` on this call's inputs.
 
-        Captum's methods change flags of their inputs, so they are given copies that share the data. ``ours`` change
-        nothing, and share work only on the very same inputs.
+        Captum's methods change flags of their inputs, so they get copies that share the data. Methods of this package
+        (``ours``) do not, and they share work only for identical input objects.
         """
         with grad_mode(torch.is_grad_enabled()):
-            given = self.inputs
+            inputs = self.inputs
             if not ours:
-                given = tuple(x.detach().requires_grad_(differentiates and x.is_floating_point()) for x in given)
-            return component.attribute(given if len(given) > 1 else given[0], **kwargs)
+                inputs = tuple(x.detach().requires_grad_(differentiates and x.is_floating_point()) for x in inputs)
+            return component.attribute(inputs if len(inputs) > 1 else inputs[0], **kwargs)
 
     # ---- target and scores
 
@@ -224,26 +225,26 @@ class Call:
         """The target's entry for each sample of an output, (S,).
 
         Raises:
-            AssertionError: If the target does not select one entry for each.
+            AssertionError: If the target does not select one entry per sample.
         """
         selected = select_target(output, target)
         assert selected.numel() == output.shape[0], (
             "Target not provided when necessary: an output of shape "
-            f"{tuple(output.shape)} with target={target!r:.80} is not one score for each example"
+            f"{tuple(output.shape)} with target={target!r:.80} does not give one score per example"
         )
         return selected.reshape(-1)
 
     def check_target(self, output: Tensor) -> None:
-        """Refuse a target that does not select one entry for each example of an output, where one is needed."""
+        """Raise an AssertionError if a target is needed and does not select one entry per example of an output."""
         if self.needs_target or self.target is not None:
             self.select(output, self.target)
 
     def scores(self, output: Tensor, owners: Tensor | None, score_fn: ScoreFn) -> Tensor:
-        """One score for each sample of a raw output, (S,); ``owners`` as in :meth:`forward`."""
+        """The scores of the samples of a raw output, (S,); ``owners`` as in :meth:`forward`."""
         return self.select(score_fn(output), self.target if owners is None else self.target_of(owners))
 
     def target_of(self, owners: Tensor) -> Target:
-        """The target of some examples."""
+        """The targets of some examples."""
         if isinstance(self.target, list) and len(self.target) == self.examples:
             return [self.target[i] for i in owners.tolist()]
         if isinstance(self.target, Tensor) and self.target.numel() == 1:

@@ -1,4 +1,4 @@
-"""The layer pass: one forward pass, and one backward pass where gradients are wanted, that reads the layers."""
+"""The layer pass: one forward pass, and one backward pass if gradients are needed, that reads the layers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from captum_fusion._passes.modes import grad_mode
 
 
 class LayerEvaluation(NamedTuple):
-    """The values of one layer (or of its input) in the layer pass, a tensor for each that the layer returns.
+    """Values of one layer (or of its input) in the layer pass, one tensor for each that the layer returns.
 
     Attributes:
-        activations: Of shape (N, K, *spatial), after ``reshape`` where there is one.
-        gradients: Of the same shape, or None if none were asked for.
+        activations: Activations, of shape (N, K, *spatial), after ``reshape`` if there is one.
+        gradients: Gradients, of the same shape, or None if they were not requested.
         outputs: The layer's tensors before ``reshape``.
     """
 
@@ -28,7 +28,7 @@ class LayerEvaluation(NamedTuple):
     outputs: tuple[Tensor, ...]
 
     def detached(self) -> LayerEvaluation:
-        """These values, out of any graph."""
+        """The values, detached from the graph."""
         gradients = None if self.gradients is None else tuple(g.detach() for g in self.gradients)
         return LayerEvaluation(
             tuple(a.detach() for a in self.activations), gradients, tuple(o.detach() for o in self.outputs)
@@ -39,7 +39,7 @@ class LayerPass(NamedTuple):
     """The result of a layer pass.
 
     Attributes:
-        evaluations: One for each layer.
+        evaluations: Values of each layer.
         output: The network's raw output, detached.
     """
 
@@ -54,23 +54,23 @@ def layer_pass(
     gradients: bool = False,
     grad_kwargs: dict[str, Any] | None = None,
 ) -> LayerPass:
-    """One forward pass, and one backward pass to all layers where ``gradients`` are wanted.
+    """Run one forward pass and, if ``gradients`` is True, one backward pass to all layers.
 
     Args:
-        call (Call): The network and its inputs.
-        layers (list of Modules): The layers.
-        device_ids (list of int, optional): The order of devices, for a function that wraps a DataParallel model.
-        gradients (bool): Whether to differentiate the target's raw output. Default: False
-        grad_kwargs (dict, optional): For ``torch.autograd.grad``. With ``create_graph=True`` the result stays in the
-            graph; otherwise it is detached.
+        call (Call): Network and inputs.
+        layers (list of Modules): Layers to read.
+        device_ids (list of int, optional): Order of the devices, for a function that wraps a DataParallel model.
+        gradients (bool): Whether to compute the gradients of the target's raw output. Default: False
+        grad_kwargs (dict, optional): Arguments of ``torch.autograd.grad``. With ``create_graph=True`` the result stays
+            in the graph; otherwise it is detached.
 
     Returns:
         LayerPass: Tensors of shape (N, K, *spatial) for each layer, and the output.
 
     Raises:
-        AssertionError: If the target does not select one output for each example.
+        AssertionError: If the target does not select one output per example.
         ValueError: If the pass does not use a layer, or a layer has no spatial dimensions.
-        TypeError: If a layer returns anything but tensors, or forward_func does not return a tensor.
+        TypeError: If a layer returns other objects than tensors, or forward_func does not return a tensor.
     """
 
     def run() -> LayerPass:
@@ -82,9 +82,9 @@ def layer_pass(
     key, without_backward = plain, None
     if gradients:
         key, without_backward = (plain, call.cache.key(call.target)), (call.identity, plain)
-    found = call.remember(key, run, call.examples, backward=gradients, without_backward=without_backward)
-    call.check_target(found.output)  # another call's pass had another target
-    return found
+    result = call.remember(key, run, call.examples, backward=gradients, without_backward=without_backward)
+    call.check_target(result.output)  # a shared pass was checked with another call's target
+    return result
 
 
 def _run(
@@ -110,15 +110,15 @@ def _run(
         evaluations = [LayerEvaluation(*values) for values in zip(activations, differentials, outputs, strict=True)]
         if not grad_kwargs.get("create_graph", False):
             evaluations = [evaluation.detached() for evaluation in evaluations]
-    return LayerPass(evaluations, output.detach().clone())  # the network may reuse the memory in its next call
+    return LayerPass(evaluations, output.detach().clone())  # the network may reuse this memory in its next call
 
 
 def _check_used(layers: list[nn.Module], saved: LayerTensors) -> None:
     unused = [type(layer).__name__ for layer in layers if layer not in saved]
     if unused:
         raise ValueError(
-            f"layer: the forward pass does not use {', '.join(unused)}; give a module of the very object that "
-            "forward_func calls (scripted and traced models run no hooks)"
+            f"layer: the forward pass does not use {', '.join(unused)}; give a module of the model that forward_func "
+            "calls (scripted and traced models run no hooks)"
         )
 
 
@@ -132,12 +132,12 @@ def _check_activations(call: Call, activations: tuple[Tensor, ...], layer: nn.Mo
         if not 3 <= tensor.dim() <= 5:
             raise ValueError(
                 f"layer: {where} must be (N, channels, *spatial) with 1 to 3 spatial dimensions, not of shape "
-                f"{tuple(tensor.shape)}; choose a convolutional layer, or give reshape= for tokens"
+                f"{tuple(tensor.shape)}; choose a convolutional layer, or set reshape for tokens"
             )
         if tensor.shape[0] != call.examples:
             raise ValueError(
-                f"layer: {where} holds {tensor.shape[0]} rows for {call.examples} examples; choose a layer that keeps "
-                "the batch dimension"
+                f"layer: {where} has a first dimension of {tensor.shape[0]} for {call.examples} examples; choose a "
+                "layer that keeps the batch dimension"
             )
         if not tensor.is_floating_point():
             raise TypeError(f"layer: {where} must be floating point, not {tensor.dtype}")
@@ -146,17 +146,17 @@ def _check_activations(call: Call, activations: tuple[Tensor, ...], layer: nn.Mo
 def _gradients(
     selected: Tensor, saved: LayerTensors, order: dict[nn.Module, list[torch.device]], grad_kwargs: dict[str, Any]
 ) -> dict[nn.Module, tuple[Tensor, ...]]:
-    """Gradients of each layer's tensors, from one backward pass that ends at the layers."""
+    """The gradients of each layer's tensors, from one backward pass that ends at the layers."""
     if not selected.requires_grad:
         raise ValueError(
-            "layer: the output of forward_func carries no gradient to it (is the model wrapped in no_grad, or is "
-            "something detached on the way?)"
+            "layer: the output of forward_func has no gradient with respect to it; check whether the model runs under "
+            "no_grad or detaches a tensor"
         )
     tensors = [tensor for layer, devices in order.items() for device in devices for tensor in saved[layer][device]]
-    found = torch.autograd.grad(selected.sum(), tensors, **{"allow_unused": True, **grad_kwargs})
-    if all(gradient is None for gradient in found):
+    gradients = torch.autograd.grad(selected.sum(), tensors, **{"allow_unused": True, **grad_kwargs})
+    if all(gradient is None for gradient in gradients):
         raise ValueError("layer: the target's output does not depend on it")
-    pairs = zip(found, tensors, strict=True)
+    pairs = zip(gradients, tensors, strict=True)
     remaining = iter([torch.zeros_like(tensor) if gradient is None else gradient for gradient, tensor in pairs])
     gathered = {}
     for layer, devices in order.items():
@@ -167,7 +167,7 @@ def _gradients(
 
 @contextlib.contextmanager
 def _check_hooks(layers: list[nn.Module], at_input: bool) -> Iterator[None]:
-    """Refuse layers that hand on anything but tensors, before captum's hook trips over it."""
+    """Raise a TypeError for layers that pass on other objects than tensors, before captum's hook fails on them."""
 
     def check(module: nn.Module, inputs: Any, output: Any = None) -> None:
         value = inputs if at_input else output
@@ -176,7 +176,7 @@ def _check_hooks(layers: list[nn.Module], at_input: bool) -> Iterator[None]:
             kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or "nothing"
             raise TypeError(
                 f"layer: {type(module).__name__} must {'take' if at_input else 'return'} a tensor or a tuple of "
-                f"tensors to be explained, not {kinds}"
+                f"tensors, not {kinds}"
             )
 
     with contextlib.ExitStack() as stack:

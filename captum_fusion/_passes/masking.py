@@ -1,4 +1,4 @@
-"""Masked inputs. Nothing here runs a network."""
+"""Masked and perturbed inputs. This module runs no network."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from captum_fusion.functional import gaussian_blur
 
 #: ``masks(chunk, size)``: the masks of the samples in a slice, (len(chunk), 1, *size), in [0, 1].
 Masks = Callable[[slice, Sequence[int]], Tensor]
-#: ``compose(inputs, baselines, masks, chunk)``: samples made of these in another way than by blending.
+#: ``compose(inputs, baselines, masks, chunk)``: samples combined in another way than by blending.
 Compose = Callable[[Tensor, "float | Tensor", Tensor, slice], Tensor]
-#: ``perturb(index, inputs, baselines, copies)``: copies of input number ``index``, each changed by its number.
+#: ``perturb(index, inputs, baselines, copies)``: perturbed copies of input ``index``, given the number of each copy.
 Perturb = Callable[[int, Tensor, "float | Tensor", Tensor], Tensor]
 
 
@@ -26,9 +26,10 @@ class MaskingOptions(NamedTuple):
     """How inputs are masked.
 
     Attributes:
-        baselines: What shows where a mask is 0: a number, a tensor, or a tuple with one of these for each input.
-        mask_inputs: Which inputs are masked; None for those of the layer's rank.
-        perturbations_per_eval: The most samples per example in one call of the network; None to time it.
+        baselines: Replacement values where a mask is 0: a number, a tensor, or a tuple with one of these per input.
+        mask_inputs: Indices of the inputs to mask; None for those of the layer's rank.
+        perturbations_per_eval: Maximum number of samples per example in one call of the network; None to choose it by
+            timing.
     """
 
     baselines: Baselines = 0
@@ -36,10 +37,10 @@ class MaskingOptions(NamedTuple):
     perturbations_per_eval: int | None = None
 
     def check(self, inputs: tuple[Tensor, ...]) -> MaskingOptions:
-        """These options, if they fit the inputs as far as that can be known before the network has run.
+        """Check the options against the inputs, as far as possible before the network runs, and return them.
 
         Raises:
-            ValueError: If one does not fit; the message names it.
+            ValueError: If an option does not fit. The message names it.
         """
         if self.perturbations_per_eval is not None:
             count("perturbations_per_eval", self.perturbations_per_eval)
@@ -58,23 +59,23 @@ class MaskingOptions(NamedTuple):
 
 
 class _MaskedInput(NamedTuple):
-    """An input that is masked: its samples are ``base + mask * difference``."""
+    """A masked input. Its samples are ``base + mask * difference``."""
 
     difference: Tensor
     base: float | Tensor
 
 
 class Masking:
-    """A batch of inputs and what shows where they are masked.
+    """Creates masked and perturbed samples of a batch of inputs.
 
     Args:
-        inputs (tuple[Tensor, ...]): The inputs; dimension 0 counts the N examples.
-        options (MaskingOptions): Baselines, and which inputs are masked.
-        rank (int, optional): The number of dimensions of the inputs that are masked where ``mask_inputs`` is None.
+        inputs (tuple[Tensor, ...]): Inputs. Dimension 0 is the batch of N examples.
+        options (MaskingOptions): Baselines and indices of the masked inputs.
+        rank (int, optional): Number of dimensions of the masked inputs if ``mask_inputs`` is None.
             Default: None (the rank of the first floating point input with spatial dimensions)
 
     Raises:
-        TypeError, ValueError: If inputs or options do not fit; the message names the argument.
+        TypeError, ValueError: If inputs or options do not fit. The message names the argument.
     """
 
     def __init__(self, inputs: tuple[Tensor, ...], options: MaskingOptions, rank: int | None = None) -> None:
@@ -86,12 +87,12 @@ class Masking:
 
     @property
     def examples(self) -> int:
-        """The number of examples."""
+        """Number of examples."""
         return self.inputs[0].shape[0]
 
     @property
     def indices(self) -> list[int]:
-        """Which inputs are masked."""
+        """Indices of the masked inputs."""
         return list(self._masked)
 
     @property
@@ -106,7 +107,7 @@ class Masking:
 
     @property
     def device(self) -> torch.device:
-        """The device of the first masked input."""
+        """Device of the first masked input."""
         return self.first.device
 
     def masked(
@@ -120,14 +121,15 @@ class Masking:
         """Masked samples: ``baseline + mask * (input - baseline)``.
 
         Args:
-            masks (callable): Gives the masks of a slice of the samples at a spatial size.
-            owners (Tensor): int64, (S,): the example that each sample is made from.
-            chunk (slice, optional): The slice of all samples that these are. Default: None (the first S)
-            layout (torch.memory_format, optional): Of the samples. Default: None (as the first masked input)
-            compose (callable, optional): Makes samples of input, baseline and mask in another way. Default: None
+            masks (callable): Function of a slice of the samples and a spatial size that returns their masks.
+            owners (Tensor): Example that each sample comes from, int64, (S,).
+            chunk (slice, optional): Position of these samples among all samples. Default: None (the first S)
+            layout (torch.memory_format, optional): Memory layout of the samples.
+                Default: None (that of the first masked input)
+            compose (callable, optional): Function that combines input, baseline and mask in another way. Default: None
 
         Returns:
-            tuple[Tensor, ...]: One tensor of S samples for each input; inputs that are not masked are as they were.
+            tuple[Tensor, ...]: One tensor of S samples per input. Inputs that are not masked are unchanged.
         """
         chunk = slice(0, len(owners)) if chunk is None else chunk
         layout = layout_of(self.first) if layout is None else layout
@@ -143,23 +145,23 @@ class Masking:
                 sample = compose(take(x.detach(), owners), bases, mask, chunk)
                 samples.append(sample.to(x.dtype).contiguous(memory_format=layout))
                 continue
-            one = self.examples == 1
-            picked = difference.expand(len(owners), *x.shape[1:]) if one else take(difference, owners)
+            single = self.examples == 1
+            picked = difference.expand(len(owners), *x.shape[1:]) if single else take(difference, owners)
             sample = torch.empty(picked.shape, dtype=x.dtype, device=x.device, memory_format=layout)
             torch.mul(picked, mask, out=sample)
             samples.append(sample if isinstance(bases, float) and not bases else sample.add_(bases))
         return tuple(samples)
 
     def perturbed(self, perturb: Perturb, owners: Tensor, copies: Tensor) -> tuple[Tensor, ...]:
-        """Changed copies of the inputs.
+        """Perturbed copies of the inputs.
 
         Args:
-            perturb (callable): Changes copies of a masked input, given its baseline and their numbers.
-            owners (Tensor): int64, (S,): the example that each copy is made from.
-            copies (Tensor): int64, (S,): the number of each copy.
+            perturb (callable): Function that perturbs copies of a masked input, given its baseline and their numbers.
+            owners (Tensor): Example that each copy comes from, int64, (S,).
+            copies (Tensor): Number of each copy, int64, (S,).
 
         Returns:
-            tuple[Tensor, ...]: One tensor of S samples for each input; inputs that are not masked are as they were.
+            tuple[Tensor, ...]: One tensor of S copies per input. Inputs that are not masked are unchanged.
         """
         samples = []
         for index, x in enumerate(self.inputs):
@@ -172,7 +174,7 @@ class Masking:
         return tuple(samples)
 
     def blurred_inputs(self, kernel_size: int, sigma: float) -> tuple[float | Tensor, ...]:
-        """Baselines that show the masked inputs under a Gaussian, one for each input."""
+        """The masked inputs blurred by a Gaussian, as baselines; 0 for inputs that are not masked."""
         return tuple(
             gaussian_blur(x.detach(), kernel_size, sigma).to(x.dtype) if index in self._masked else 0
             for index, x in enumerate(self.inputs)
@@ -185,13 +187,13 @@ class Masking:
             if not which:
                 raise ValueError(
                     f"inputs: none has the layer's {self._rank - 2} spatial dimensions and a floating point type "
-                    f"(their ranks are {ranks}), so there is nothing that a map of this layer could mask"
+                    f"(ranks {ranks}), so no input can be masked with a map of this layer"
                 )
             return which
         which = list(self._options.mask_inputs)
         if not which or any(ranks[i] != self._rank or not self.inputs[i].is_floating_point() for i in which):
             raise ValueError(
-                f"mask_inputs must name floating point inputs of the layer's rank {self._rank}, not {which} "
+                f"mask_inputs must be indices of floating point inputs of the layer's rank {self._rank}, not {which} "
                 f"(ranks {ranks})"
             )
         return which
@@ -200,11 +202,11 @@ class Masking:
         x = self.inputs[index].detach()
         if x.shape[0] != self.examples:
             raise ValueError(
-                f"inputs: number {index} holds {x.shape[0]} examples and the first {self.examples}; name those to mask "
-                "in mask_inputs"
+                f"inputs: input {index} has {x.shape[0]} examples and the first input {self.examples}; choose the "
+                "inputs to mask with mask_inputs"
             )
-        given = self._options.baselines
-        base: Any = given[index] if isinstance(given, tuple) else given
+        baselines = self._options.baselines
+        base: Any = baselines[index] if isinstance(baselines, tuple) else baselines
         base = 0 if base is None else base
         if isinstance(base, Tensor):
             if base.dim() not in (0, x.dim()) or any(
@@ -219,28 +221,28 @@ class Masking:
 
 
 def checked_inputs(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Inputs as a tuple.
+    """Check inputs and return them as a tuple.
 
     Raises:
         TypeError: If they are not tensors with a batch dimension.
         ValueError: If the batch is empty.
     """
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    if not given or not all(isinstance(x, Tensor) and x.dim() > 0 for x in given):
-        kinds = ", ".join(type(x).__name__ for x in given) or "nothing"
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not tensors or not all(isinstance(x, Tensor) and x.dim() > 0 for x in tensors):
+        kinds = ", ".join(type(x).__name__ for x in tensors) or "nothing"
         raise TypeError(f"inputs must be a tensor or a tuple of tensors with a batch dimension, not {kinds}")
-    if not given[0].shape[0]:
+    if not tensors[0].shape[0]:
         raise ValueError("inputs: the batch is empty")
-    return given
+    return tensors
 
 
 def usable(value: Any) -> Any:
-    """A tensor that autograd can use, also if it was made in inference mode."""
+    """A copy that autograd can use if the tensor was created in inference mode; other values unchanged."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def maskable_rank(inputs: tuple[Tensor, ...], mask_inputs: Sequence[int] | None) -> int:
-    """The rank of the inputs that are masked where no layer decides it.
+    """The rank of the masked inputs for methods without a layer.
 
     Raises:
         ValueError: If no input can be masked.
@@ -251,14 +253,14 @@ def maskable_rank(inputs: tuple[Tensor, ...], mask_inputs: Sequence[int] | None)
     if not ranks or not 3 <= ranks[0] <= 5:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ValueError(
-            "inputs: there is nothing to mask, because none of them is floating point and of shape "
-            f"(N, channels, *spatial) with 1 to 3 spatial dimensions: {shapes}"
+            "inputs: there is nothing to mask, because no input is floating point and of shape (N, channels, *spatial) "
+            f"with 1 to 3 spatial dimensions: {shapes}"
         )
     return ranks[0]
 
 
 def take(value: Any, owners: Tensor, examples: int | None = None) -> Any:
-    """The owners' entries of a tensor whose first dimension counts examples; anything else as captum passes it on."""
+    """The owners' entries of a tensor whose first dimension is the number of examples; other values unchanged."""
     if isinstance(value, Tensor) and value.dim() and examples in (None, value.shape[0]):
         return value.index_select(0, owners.to(value.device))
     return value

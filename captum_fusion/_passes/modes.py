@@ -1,4 +1,4 @@
-"""Gradient modes, and the training mode of a network."""
+"""Gradient modes, and the train mode of a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from captum_fusion._types import Layer
 
 @contextlib.contextmanager
 def grad_mode(enabled: bool) -> Iterator[None]:
-    """``set_grad_enabled``, also under a caller's inference_mode, whose tensors autograd could never use again."""
+    """``set_grad_enabled``, leaving a caller's inference mode, whose tensors autograd cannot use."""
     with contextlib.ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
@@ -24,19 +24,19 @@ def grad_mode(enabled: bool) -> Iterator[None]:
 
 
 def no_inference_mode() -> contextlib.AbstractContextManager[None]:
-    """Leave a caller's inference_mode, as a context manager. Whether gradients are recorded does not change."""
+    """Leave a caller's inference mode and keep the gradient mode."""
     return grad_mode(torch.is_grad_enabled())
 
 
 def warn_if_training(forward_func: Any, layer: Layer) -> bool:
-    """Whether the model is in train mode; warns if so."""
+    """Return whether the model is in train mode, and warn if it is."""
     known = forward_func if isinstance(forward_func, nn.Module) else layer
     roots = [known] if isinstance(known, nn.Module) else known
-    # Leaves only: a DataParallel around a model in eval mode is itself in train mode.
+    # Only leaf modules: a DataParallel wrapper of a model in eval mode is itself in train mode.
     training = any(module.training for root in roots for module in root.modules() if not any(module.children()))
     if training:
         warnings.warn(
-            "the model is in train mode: masked passes move its batch-norm statistics and dropout makes its scores "
+            "the model is in train mode: further passes update its batch-norm statistics, and dropout makes its scores "
             "random; call model.eval() before attribute()",
             stacklevel=5,
         )

@@ -1,4 +1,4 @@
-"""How many samples go through the network at once, and in which memory layout."""
+"""Chunk size and memory layout of samples in one call of the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _channels_last(x: Tensor) -> torch.memory_format | None:
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
-    """The memory layout that the user gave the input."""
+    """The memory layout of an input."""
     other = _channels_last(x)
     if other is not None and x.is_contiguous(memory_format=other) and not x.is_contiguous():
         return other
@@ -22,25 +22,25 @@ def layout_of(x: Tensor) -> torch.memory_format:
 
 
 def now(device: torch.device) -> float:
-    """The time in seconds, after everything that was started on the device has finished."""
+    """The time in seconds, after synchronising with the device."""
     if device.type not in ("cpu", "meta"):
         torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
 class FixedPace:
-    """At most ``limit`` samples per example in one call of the network, in the input's own layout.
+    """Chunks of at most ``limit`` samples per example, in the memory layout of the input.
 
-    Nothing is timed, so results repeat to the last digit.
+    Nothing is timed, so results repeat to the last bit.
 
     Args:
-        owners (Tensor): int64, (S,): the example that each sample is made from.
-        examples (int): The number of examples.
-        limit (int): The most samples of an example in one call.
-        layout (torch.memory_format): The layout of all samples.
+        owners (Tensor): Example that each sample comes from, int64, (S,).
+        examples (int): Number of examples.
+        limit (int): Maximum number of samples per example in one call of the network.
+        layout (torch.memory_format): Memory layout of all samples.
     """
 
-    #: The limit where nothing may be timed and none was given.
+    #: The limit if none is given and nothing may be timed.
     DEFAULT_ON_CPU = 8
     DEFAULT_ELSEWHERE = 64
 
@@ -48,8 +48,8 @@ class FixedPace:
         self._layout = layout
         rank = torch.zeros_like(owners)
         for example in range(examples):
-            mine = owners == example
-            rank[mine] = torch.arange(int(mine.sum()), device=owners.device)
+            owned = owners == example
+            rank[owned] = torch.arange(int(owned.sum()), device=owners.device)
         _, counts = torch.unique_consecutive(rank // limit, return_counts=True)
         self._stops = counts.cumsum(0).tolist()
 
@@ -68,25 +68,25 @@ class FixedPace:
 
 
 class TimedPace:
-    """Finds the fastest chunk size and memory layout by timing samples that have to run anyway.
+    """Finds the fastest chunk size and memory layout by timing the first chunks. It runs no extra samples.
 
-    Sizes double as long as that makes a sample cheaper. Every size is tried twice (once where there are few samples) in
-    each layout that is still competitive, and the better time counts. A layout that the model cannot take is dropped.
-    Running out of memory halves the size for good.
+    The chunk size doubles as long as this reduces the time per sample. Each size is tried twice (once if there are few
+    samples) in each layout that is still competitive, and the shorter time is used. A layout that the model rejects is
+    dropped. Running out of memory halves the maximum size permanently.
 
     Args:
-        x (Tensor): A batch of what the samples are made from.
-        least (int): The least number of samples that the network takes. Default: 1
-        first (int): The size to begin with. Default: 1
-        scale (float): The memory for samples, as a multiple of the usual one. Default: 1
+        x (Tensor): Batch that the samples are created from.
+        least (int): Minimum number of samples in one call of the network. Default: 1
+        first (int): Initial chunk size. Default: 1
+        scale (float): Factor of the memory available for samples. Default: 1
         both_layouts (bool): Whether channels_last is tried as well. Default: True
-        expected (int, optional): The number of samples in the first run. Default: None (many)
+        expected (int, optional): Number of samples in the first run. Default: None (many)
     """
 
-    _ENOUGH = 0.97  # a larger chunk has to make a sample at least this much cheaper
-    _HOPELESS = 1.25  # a layout this much slower than the best is not tried at larger sizes
-    _FEW = 64  # samples below which a second trial of a size costs more than it tells
-    _PATIENCE = 2  # sizes in a row without a gain before the search ends
+    _ENOUGH = 0.97  # a larger chunk must reduce the time per sample to this fraction
+    _HOPELESS = 1.25  # a layout slower than the best by this factor is not tried at larger sizes
+    _FEW = 64  # with fewer samples than this, each size is tried once
+    _PATIENCE = 2  # number of consecutive sizes without improvement that ends the search
 
     def __init__(
         self,
@@ -101,10 +101,10 @@ class TimedPace:
         self._device = x.device
         sample_bytes = max(1, x[0].numel() * x.element_size())
         if x.device.type == "cpu":
-            memory = 16 * 2**20  # bytes of samples: past the cache they only get slower
+            memory = 16 * 2**20  # bytes; larger chunks exceed the cache and are slower
         else:
             free = torch.cuda.mem_get_info(x.device)[0] if x.device.type == "cuda" else 2**32
-            first, memory = max(8, first), free // 64  # a network needs some fifty times its input for activations
+            first, memory = max(8, first), free // 64  # activations take about fifty times the memory of the input
         self._limit = max(least, min(int(memory * scale) // sample_bytes, 1024))
         self._size = min(max(first, least), self._limit)
         other = _channels_last(x) if both_layouts and x.shape[1] > 1 else None
@@ -143,7 +143,7 @@ class TimedPace:
         self._times = {}
 
     def recover(self, error: RuntimeError, samples: int, layout: torch.memory_format) -> bool:
-        """Whether the same samples can be tried again, fewer at once or in the plain layout."""
+        """Whether to retry the same samples, in smaller chunks or in the contiguous layout."""
         if isinstance(error, torch.OutOfMemoryError):
             if samples == 1:
                 return False

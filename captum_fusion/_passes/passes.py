@@ -1,4 +1,4 @@
-"""What a method can ask of the network once its clean pass has run."""
+"""The passes that a method can run after the clean pass."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from captum_fusion.functional import ScoreFn
 
 
 class PerturbedPass(NamedTuple):
-    """The layers on some changed copies of the inputs.
+    """Values of the layers for some perturbed copies of the inputs.
 
     Attributes:
-        owners: int64, (S,): the example that each copy is made from.
-        copies: int64, (S,): the number of each copy.
-        evaluations: The values of each layer, for the S copies.
+        owners: Example that each copy comes from, int64, (S,).
+        copies: Number of each copy, int64, (S,).
+        evaluations: Values of each layer for the S copies.
     """
 
     owners: Tensor
@@ -35,15 +35,15 @@ class PerturbedPass(NamedTuple):
 
 
 class Passes:
-    """A call after its clean pass, and every further pass that is run for it.
+    """A call after its clean pass, with methods that run further passes.
 
     Args:
-        call (Call): The network and its inputs.
-        output (Tensor): Its raw output for the inputs as they are.
+        call (Call): Network and inputs.
+        output (Tensor): Raw output for the original inputs.
         options (MaskingOptions): How inputs are masked.
-        rank (int): The number of dimensions of the inputs that are masked.
-        baseline (list of Tensor, optional): Holds the output for the baselines once it is known; passes with the same
-            baselines share it.
+        rank (int): Number of dimensions of the masked inputs.
+        baseline (list of Tensor, optional): Holds the output for the baselines once it is known. Passes with the same
+            baselines share the list.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Passes:
         perturbations_per_eval: int | None = None,
         bar: Any = None,
     ) -> Passes:
-        """A call whose clean pass reads no layer. The inputs' own rank decides which of them are masked.
+        """Run a clean pass that reads no layer. The rank of the inputs decides which of them are masked.
 
         Raises:
-            AssertionError: If the target does not select one output for each example.
-            TypeError, ValueError: If an argument is bad; the message names it.
+            AssertionError: If the target does not select one output per example.
+            TypeError, ValueError: If an argument is invalid. The message names it.
         """
         training = isinstance(forward_func, nn.Module) and warn_if_training(forward_func, [])
         with no_inference_mode():
@@ -96,43 +96,43 @@ class Passes:
         return Passes(self.call, self.output, changed, self._rank, baseline)
 
     def blurred(self, kernel_size: int, sigma: float) -> Passes:
-        """These passes with the masked inputs under a Gaussian as their baselines."""
+        """These passes with the blurred inputs as baselines."""
         return self.with_options(baselines=self.masking.blurred_inputs(kernel_size, sigma))
 
     @property
     def examples(self) -> int:
-        """The number of examples."""
+        """Number of examples."""
         return self.call.examples
 
     @property
     def spatial_size(self) -> tuple[int, ...]:
-        """Spatial size of the first masked input, in pixels, which is that of fused maps."""
+        """Spatial size of the first masked input and of fused maps, in pixels."""
         return self.masking.spatial_size
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the first masked input, which is that of fused maps."""
+        """Dtype of the first masked input and of fused maps."""
         return self.masking.first.dtype
 
     @property
     def device(self) -> torch.device:
-        """The device of the first masked input."""
+        """Device of the first masked input."""
         return self.masking.device
 
     @cached_property
     def masking(self) -> Masking:
-        """The inputs, and what shows where they are masked."""
+        """The inputs and their baselines."""
         with grad_mode(False):
             return Masking(self.call.inputs, self.options, self._rank)
 
     # ---- clean and baseline
 
     def clean_scores(self, score_fn: ScoreFn) -> Tensor:
-        """Scores of the unmasked inputs, (N,). They take no pass: the clean pass has them."""
+        """Scores of the original inputs, (N,), from the clean pass."""
         return self.call.scores(self.output, None, score_fn)
 
     def baseline_scores(self, score_fn: ScoreFn) -> Tensor:
-        """Scores of the baselines, (N,). One sample for each example, run once however often this is asked."""
+        """Scores of the baselines, (N,). The baselines run once, with one sample per example."""
         if not self._baseline:
             self._baseline.append(self._baseline_output())
         return self.call.scores(self._baseline[0], None, score_fn)
@@ -145,7 +145,7 @@ class Passes:
                 return first.new_zeros(chunk.stop - chunk.start, 1, *size)
 
             owners = torch.arange(self.examples, device=first.device)
-            return torch.cat([part for _, part in self._masked_outputs(nothing, owners, lambda output, some: output)])
+            return torch.cat([part for _, part in self._masked_outputs(nothing, owners, lambda output, _: output)])
 
         return self.call.remember(self._masking_key("baseline"), run, self.examples)
 
@@ -167,11 +167,12 @@ class Passes:
 
         Args:
             masks (callable): ``masks(chunk, size)``: the masks of the samples in a slice, (len(chunk), 1, *size), in
-                [0, 1]. It is asked for few samples at a time, so that not all masks need be in memory.
-            owners (Tensor): int64, (S,): the example that each sample masks, in perturbation-major order.
-            score_fn (callable): From raw output to scores.
-            compose (callable, optional): Makes samples of input, baseline and mask in another way.
-            shared_as (optional): What the masks depend on, if other calls may share the outputs. Default: None
+                [0, 1]. It is called for few samples at a time, which limits the memory for masks.
+            owners (Tensor): Example that each sample comes from, int64, (S,), in perturbation-major order.
+            score_fn (callable): Function from raw output to scores.
+            compose (callable, optional): Function that combines input, baseline and mask in another way.
+                Default: None
+            shared_as (optional): Key of everything that the masks depend on, if calls may share outputs. Default: None
 
         Returns:
             Tensor: (S,), float64 (float32 on devices without it).
@@ -184,7 +185,7 @@ class Passes:
             return torch.cat([part.to(owners.device) for _, part in scores])
 
         def run() -> list[tuple[slice, Tensor]]:
-            return list(self._masked_outputs(masks, owners, lambda output, some: output.detach(), compose))
+            return list(self._masked_outputs(masks, owners, lambda output, _: output.detach(), compose))
 
         outputs = self.call.remember(self._masking_key("masked", shared_as, owners.tolist()), run, len(owners))
         parts = [self.call.scores(output, owners[chunk], score_fn) for chunk, output in outputs]
@@ -195,7 +196,7 @@ class Passes:
     ) -> Iterator[tuple[slice, Tensor]]:
         """:meth:`masked_scores` chunk by chunk, with the slice of the samples in each."""
         return self._masked_outputs(
-            masks, owners, lambda output, some: self.call.scores(output, some, score_fn), compose
+            masks, owners, lambda output, chunk_owners: self.call.scores(output, chunk_owners, score_fn), compose
         )
 
     def _masked_outputs(
@@ -205,18 +206,18 @@ class Passes:
         reduce: Callable[[Tensor, Tensor], Tensor],
         compose: Compose | None = None,
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Run the network on masked samples; yields ``reduce(raw output, owners)`` chunk by chunk."""
+        """Run the network on masked samples and yield ``reduce(raw output, owners)`` chunk by chunk."""
 
-        def evaluate(chunk: slice, some: Tensor, layout: torch.memory_format) -> tuple[slice, Tensor]:
+        def evaluate(chunk: slice, chunk_owners: Tensor, layout: torch.memory_format) -> tuple[slice, Tensor]:
             with grad_mode(False):
-                samples = self.masking.masked(masks, some, chunk, layout, compose)
-                output = self.call.forward(samples, some, self.output.dim())
-                return chunk, reduce(output, some).clone()
+                samples = self.masking.masked(masks, chunk_owners, chunk, layout, compose)
+                output = self.call.forward(samples, chunk_owners, self.output.dim())
+                return chunk, reduce(output, chunk_owners).clone()
 
         return self.call.in_chunks(owners, self._pace(owners), evaluate)
 
     def _masking_key(self, kind: str, *parts: Any) -> Hashable:
-        """What masked samples are shared under; None where nothing is shared."""
+        """The cache key of masked samples; None if nothing is shared."""
         cache = self.call.cache
         if cache is None:
             return None
@@ -243,36 +244,37 @@ class Passes:
         grad_kwargs: dict[str, Any] | None = None,
         targets: Tensor | None = None,
     ) -> Iterator[PerturbedPass]:
-        """Layer passes on changed copies of the inputs, a few at a time.
+        """Run layer passes on perturbed copies of the inputs, chunk by chunk.
 
         Args:
-            layers (list of Modules): As for :func:`captum_fusion._passes.layer_pass.layer_pass`.
-            device_ids (list of int, optional): As there.
-            perturb (callable): ``perturb(index, x, base, copies)``: samples of masked input number ``index``, changed,
-                given their baseline and the number of each copy, int64 (len(x),).
-            copies (int): The number of copies of each example.
-            gradients (bool): Whether to differentiate. Default: True
-            grad_kwargs (dict, optional): For ``torch.autograd.grad``.
-            targets (Tensor, optional): int64, (copies, N): a target of its own for each copy.
+            layers (list of Modules): Layers to read.
+            device_ids (list of int, optional): Order of the devices, for a function that wraps a DataParallel model.
+            perturb (callable): ``perturb(index, x, base, copies)``: perturbed samples of input ``index``, given the
+                baseline and the number of each copy, int64 (len(x),).
+            copies (int): Number of copies of each example.
+            gradients (bool): Whether to compute gradients. Default: True
+            grad_kwargs (dict, optional): Arguments of ``torch.autograd.grad``. Default: None
+            targets (Tensor, optional): Target of each copy, int64, (copies, N). Default: None (the call's target)
 
         Yields:
-            PerturbedPass: Some copies, and the layers' values on them.
+            PerturbedPass: Some copies, and the values of the layers for them.
         """
         owners = torch.arange(self.examples, device=self.call.device).repeat(copies)
         numbers = torch.arange(copies, device=self.call.device).repeat_interleave(self.examples)
         targets = None if targets is None else targets.to(self.call.device)
 
-        def evaluate(chunk: slice, some: Tensor, layout: torch.memory_format) -> PerturbedPass:
-            inputs = self.masking.perturbed(perturb, some, numbers[chunk])
-            target = None if targets is None else targets[numbers[chunk], some]
-            copied = self.call.of_samples(inputs, some, target)
-            found = layer_pass(copied, layers, device_ids, gradients, grad_kwargs)
-            return PerturbedPass(some, numbers[chunk], found.evaluations)
+        def evaluate(chunk: slice, chunk_owners: Tensor, layout: torch.memory_format) -> PerturbedPass:
+            inputs = self.masking.perturbed(perturb, chunk_owners, numbers[chunk])
+            target = None if targets is None else targets[numbers[chunk], chunk_owners]
+            samples = self.call.of_samples(inputs, chunk_owners, target)
+            evaluations = layer_pass(samples, layers, device_ids, gradients, grad_kwargs).evaluations
+            return PerturbedPass(chunk_owners, numbers[chunk], evaluations)
 
         first = self.masking.first
-        pace = self.call.fixed_pace(owners, self.options.perturbations_per_eval, layout_of(first))
-        pace_or_timed = pace or TimedPace(first, self.call.least_samples, scale=0.25, both_layouts=False)
-        return self.call.in_chunks(owners, pace_or_timed, evaluate)
+        pace = self.call.fixed_pace(owners, self.options.perturbations_per_eval, layout_of(first)) or TimedPace(
+            first, self.call.least_samples, scale=0.25, both_layouts=False
+        )
+        return self.call.in_chunks(owners, pace, evaluate)
 
     def replaced_scores(
         self,

@@ -1,4 +1,4 @@
-"""Passes in which a layer returns other activations than its own."""
+"""Passes in which the activations of a layer are replaced."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def replaced_scores(
 ) -> Tensor:
     """Scores of the network with one of the layer's tensors replaced.
 
-    The network below the layer runs once for each chunk, which is therefore as large as memory allows: it is given one
-    sample, and the layer's hook returns all samples of the chunk. Where the network does not allow that, its input is
-    repeated for every sample.
+    The part of the network below the layer runs once per chunk: the network gets a single sample, and a hook on the
+    layer returns all samples of the chunk. Chunks are therefore as large as memory allows. If the network does not
+    support this, its input is repeated for every sample.
 
     Args:
-        call (Call): The network and its inputs.
-        layer (Module): The layer.
-        evaluation (LayerEvaluation): Its values in the layer pass.
-        index (int): Which of the layer's tensors is replaced.
+        call (Call): Network and inputs.
+        layer (Module): Layer whose activations are replaced.
+        evaluation (LayerEvaluation): Values of the layer in the layer pass.
+        index (int): Index of the replaced tensor among the layer's tensors.
         replace (callable): ``replace(chunk)``: the activations of the samples in a slice, (len(chunk), K, *spatial). It
-            is asked for few samples at a time.
-        owners (Tensor): int64, (S,): the example that each sample is made from, in ascending order.
-        score_fn (callable): From raw output to scores.
-        limit (int, optional): The most samples of an example in one call of the network. Default: None (timed)
-        output_dims (int): The number of dimensions of the network's output. Default: 1
-        device_ids (list of int, optional): The order of devices, for a function that wraps a DataParallel model.
+            is called for few samples at a time.
+        owners (Tensor): Example that each sample comes from, int64, (S,), in ascending order.
+        score_fn (callable): Function from raw output to scores.
+        limit (int, optional): Maximum number of samples per example in one call of the network. Default: None (timed)
+        output_dims (int): Number of dimensions of the network's output. Default: 1
+        device_ids (list of int, optional): Order of the devices, for a function that wraps a DataParallel model.
 
     Returns:
         Tensor: (S,), float64 (float32 on devices without it).
@@ -57,26 +57,26 @@ def replaced_scores(
         return torch.empty(0, device=owners.device)
     original = evaluation.outputs[index]
     devices = device_ids or getattr(call.forward_func, "device_ids", None) or []
-    grow = [len(devices) < 2]
+    one_input = [len(devices) < 2]  # a list, because evaluate() changes it
 
-    def evaluate(chunk: slice, some: Tensor, layout: torch.memory_format) -> Tensor:
+    def evaluate(chunk: slice, chunk_owners: Tensor, layout: torch.memory_format) -> Tensor:
         with grad_mode(False):
-            tensor = _as_output(call, replace(chunk), original, some)
+            tensor = _as_output(call, replace(chunk), original, chunk_owners)
 
-            def replaced(fed: Tensor) -> Tensor:
-                inputs = tuple(take(x.detach(), fed, call.examples) for x in call.inputs)
+            def replaced(input_owners: Tensor) -> Tensor:
+                inputs = tuple(take(x.detach(), input_owners, call.examples) for x in call.inputs)
                 with _replacing(layer, index, call.attribute_to_layer_input, _on_devices(tensor, devices)):
-                    output = run_forward(call.forward_func, inputs, call.arguments_of(fed))
-                return call.check_output(output, len(some), output_dims)
+                    output = run_forward(call.forward_func, inputs, call.arguments_of(input_owners))
+                return call.check_output(output, len(chunk_owners), output_dims)
 
-            if grow[0]:
+            if one_input[0]:
                 try:
-                    return call.scores(replaced(some[:1]), some, score_fn).clone()
+                    return call.scores(replaced(chunk_owners[:1]), chunk_owners, score_fn).clone()
                 except torch.OutOfMemoryError:
                     raise
-                except Exception:  # whatever a network may raise whose batch grows on its way
-                    grow[0] = False
-            return call.scores(replaced(some), some, score_fn).clone()
+                except Exception:  # a network whose batch size changes at the layer can raise anything
+                    one_input[0] = False
+            return call.scores(replaced(chunk_owners), chunk_owners, score_fn).clone()
 
     pace = call.fixed_pace(owners, limit) or TimedPace(
         original, call.least_samples, first=1024, scale=2, both_layouts=False
@@ -86,14 +86,14 @@ def replaced_scores(
 
 
 def _as_output(call: Call, maps: Tensor, original: Tensor, owners: Tensor) -> Tensor:
-    """Maps (S, K, *spatial) as the layer returned them, before ``reshape``."""
+    """Convert maps (S, K, *spatial) to the format of the layer's output, before ``reshape``."""
     if call.reshape is None:
         return maps.to(original.dtype)
     inverse = getattr(call.reshape, "inverse", None)
     if inverse is None:
         raise ValueError(
-            "reshape must have a method inverse(maps, tokens) for a method that replaces what the layer returns, "
-            "as captum_fusion.layers.TokenGrid has"
+            "reshape must have a method inverse(maps, tokens) for methods that replace activations, such as that of "
+            "captum_fusion.layers.TokenGrid"
         )
     whole: Tensor = inverse(maps, take(original, owners)).to(original.dtype)
     return whole
@@ -108,16 +108,16 @@ def _on_devices(tensor: Tensor, devices: Sequence[int]) -> dict[torch.device, Te
 
 @contextlib.contextmanager
 def _replacing(layer: nn.Module, index: int, at_input: bool, parts: dict[torch.device, Tensor]) -> Iterator[None]:
-    """Let a layer hand on another tensor in place of its ``index``-th, and as many samples of its others."""
+    """Replace the ``index``-th tensor of a layer's output or input, and expand its other tensors to as many samples."""
 
     def put(value: Any) -> Any:
         tensors = list(value) if isinstance(value, (tuple, list)) else [value]
-        # A copy, because the network may change it in place, and may call the layer twice.
-        mine = parts[tensors[index].device].clone()
-        tensors = [t.expand(len(mine), *t.shape[1:]) if t.shape[0] == 1 else t for t in tensors]
-        tensors[index] = mine
+        # A copy, because the network may change the tensor in place and may call the layer twice.
+        part = parts[tensors[index].device].clone()
+        tensors = [t.expand(len(part), *t.shape[1:]) if t.shape[0] == 1 else t for t in tensors]
+        tensors[index] = part
         if isinstance(value, Tensor):
-            return mine
+            return part
         return type(value)(*tensors) if hasattr(value, "_fields") else type(value)(tensors)
 
     if at_input:

@@ -1,4 +1,4 @@
-"""Work that several calls of ``attribute`` share."""
+"""Sharing of passes between calls of ``attribute``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Result = TypeVar("Result")
 
 @dataclass
 class SavedWork:
-    """Work saved by sharing, counted within :func:`shared_work`.
+    """Work saved by sharing within :func:`shared_work`.
 
     Attributes:
-        forward_samples: Samples that did not have to go through the network forward.
-        backward_samples: Samples that did not have to go through it backward.
-        seconds: The time that these samples took in the call that ran them.
+        forward_samples: Number of forward samples saved.
+        backward_samples: Number of backward samples saved.
+        seconds: Time that these samples took in the call that ran them.
     """
 
     forward_samples: int = 0
@@ -35,9 +35,9 @@ class SavedWork:
 
 
 class WorkCache:
-    """The results that calls within one :func:`shared_work` block share, by what they depend on."""
+    """Results shared by the calls within one :func:`shared_work` block."""
 
-    #: The largest outputs of masked samples that are kept, in numbers (128 MiB in float32).
+    #: Maximum number of elements of the outputs that are kept (128 MiB in float32).
     LARGEST_OUTPUT = 2**25
 
     def __init__(self) -> None:
@@ -55,16 +55,16 @@ class WorkCache:
         backward: bool = False,
         without_backward: Hashable = None,
     ) -> Result:
-        """The result that is known under ``key``, or that of ``compute``, which is then known.
+        """Return the result cached under ``key``, or compute and cache it.
 
         Args:
-            key (Hashable): Everything that the result depends on, made by :meth:`key`.
-            compute (callable): Called without arguments where the result is not known.
-            device (torch.device): Where it is computed; timings wait for it.
-            samples (int): How many forward samples ``compute`` takes.
-            backward (bool): Whether it takes as many backward samples. Default: False
-            without_backward (Hashable): A second key, under which the result stands in for one that takes no backward
-                samples. Default: None
+            key (Hashable): Everything that the result depends on, see :meth:`key`.
+            compute (callable): Function without arguments that computes the result.
+            device (torch.device): Device of the computation, synchronised for timing.
+            samples (int): Number of forward samples of ``compute``.
+            backward (bool): Whether ``compute`` takes the same number of backward samples. Default: False
+            without_backward (Hashable): Second key, for callers that need the result without its backward samples.
+                Default: None
         """
         if key in self._results:
             result, cost = self._results[key]
@@ -81,10 +81,10 @@ class WorkCache:
         return result
 
     def key(self, value: Any) -> Hashable:
-        """A value as part of a key: numbers and strings by their value, anything else by identity.
+        """Convert a value to a part of a key: numbers and strings by value, other objects by identity.
 
-        A tensor counts as another one after a change in place. Objects are kept alive, so that none takes the identity
-        of another.
+        The key of a tensor changes when the tensor is changed in place. Objects are kept alive, so that their
+        identities remain unique.
         """
         if value is None or isinstance(value, (bool, int, float, str, bytes, type)):
             return value
@@ -98,7 +98,7 @@ _CACHE: ContextVar[WorkCache | None] = ContextVar("captum_fusion_shared_work", d
 
 
 def current_cache() -> WorkCache | None:
-    """The cache of the :func:`shared_work` block that this code runs in, if any."""
+    """The cache of the current :func:`shared_work` block, if any."""
     return _CACHE.get()
 
 
@@ -106,15 +106,15 @@ def current_cache() -> WorkCache | None:
 def shared_work() -> Iterator[SavedWork]:
     """Let calls of ``attribute`` on the same inputs share their passes through the network.
 
-    Within the block, layer passes, baseline samples, and the masked samples of Score-CAM, SS-CAM and IS-CAM (whose
-    masks do not depend on the target) run once, for any target, on their own and inside fusions. Calls are on the same
-    inputs if they are given the very same objects: network, inputs, arguments, baselines. Tensors that change in place
-    are noticed, weights included. Nothing is shared for networks in train mode, or for a ``forward_func`` that is
-    neither a module nor a function in which the modules that it calls can be found. The outputs of masked samples are
-    kept until the end of the block, up to 128 MiB for each method.
+    Within the block, layer passes, baseline samples, and the masked samples of Score-CAM, SS-CAM and IS-CAM run once.
+    The masks of these methods do not depend on the target, so their samples are shared between targets, and between the
+    methods on their own and inside fusions. Passes are shared between calls with identical objects as network, inputs,
+    arguments and baselines. In-place changes of tensors, including weights, are detected. Nothing is shared for
+    networks in train mode, or if the modules that ``forward_func`` calls cannot be determined. The outputs of masked
+    samples are kept until the end of the block, up to 128 MiB per method.
 
     Yields:
-        SavedWork: Counts the work saved by sharing.
+        SavedWork: The work saved by sharing.
 
     Examples::
 
@@ -124,7 +124,7 @@ def shared_work() -> Iterator[SavedWork]:
         >>> with shared_work() as saved:
         ...     fused = LayerFusionCAM(model, model.stage4).attribute(image, scene.labels[0])
         ...     other = LayerFusionCAM(model, model.stage4).attribute(image, scene.labels[1])
-        ...     region = LayerScoreCAM(model, model.stage4).attribute(image, scene.labels[0])  # no more masked samples
+        ...     region = LayerScoreCAM(model, model.stage4).attribute(image, scene.labels[0])  # takes no new samples
     """
     cache = _CACHE.get()
     if cache is not None:
@@ -139,7 +139,7 @@ def shared_work() -> Iterator[SavedWork]:
 
 
 def weights_of(forward_func: Callable[..., Any]) -> list[Tensor] | None:
-    """Parameters and buffers of the modules that a function calls; None where the modules are not known."""
+    """Parameters and buffers of the modules that a function calls; None if the modules are unknown."""
     modules = list(_modules_of(forward_func))
     if not modules:
         return None
@@ -148,7 +148,7 @@ def weights_of(forward_func: Callable[..., Any]) -> list[Tensor] | None:
 
 
 def _modules_of(value: Any) -> Iterable[nn.Module]:
-    """The modules that a callable is, is bound to, or refers to."""
+    """The modules that a callable is, is bound to or refers to."""
     if isinstance(value, nn.Module):
         return [value]
     if isinstance(value, functools.partial):
@@ -161,5 +161,5 @@ def _modules_of(value: Any) -> Iterable[nn.Module]:
     else:
         parts = list(getattr(value, "__dict__", {}).values())
     nested = (functools.partial, types.MethodType)
-    found = [module for part in parts if isinstance(part, (nn.Module, *nested)) for module in _modules_of(part)]
-    return dict.fromkeys(found)
+    modules = [module for part in parts if isinstance(part, (nn.Module, *nested)) for module in _modules_of(part)]
+    return dict.fromkeys(modules)

@@ -1,7 +1,7 @@
 """The methods, as ``captum.attr.LayerAttribution`` subclasses.
 
-Each family's module lists its public names in ``__all__``, and they are found here. This package has no ``__all__`` of
-its own, because type checkers only read literal ones.
+This package re-exports the names in ``__all__`` of each family's module. It has no ``__all__`` of its own, because type
+checkers only read literal ones.
 """
 
 from captum_fusion.attr.activation import *

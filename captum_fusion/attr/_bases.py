@@ -1,20 +1,20 @@
-"""The bases of the methods. A method's class states its formula in :meth:`CAM._map`, and its base does the rest.
+"""Base classes of the methods. A method implements its formula in :meth:`CAM._map`; its base class does the rest.
 
-Which base a method needs:
+Which base class a method needs:
 
 =========================  ===========================================================  ============================
-base                       for methods that                                             ``_map(tensor)`` reads
+base class                 for methods that                                             ``_map(tensor)`` uses
 =========================  ===========================================================  ============================
 :class:`ActivationCAM`     need one forward pass                                        ``activations``, ``output``
 :class:`GradientCAM`       need one forward and one backward pass                       ``activations``, ``gradients``
-:class:`SampledCAM`        differentiate at changed copies of the input                 (write ``_maps`` instead)
+:class:`SampledCAM`        compute gradients at perturbed copies of the input           (implement ``_maps``)
 :class:`MaskedCAM`         score masked inputs                                          ``masked_scores(...)``
-:class:`BackgroundCAM`     score masked inputs with a blur behind the mask              ``masked_scores(...)``
-:class:`RepeatedMasksCAM`  weight channels by the mean score of several masked inputs   (write ``_changes`` instead)
-:class:`ReplacedCAM`       score changed activations of the layer                       ``replaced_scores(...)``
+:class:`BackgroundCAM`     score masked inputs on a blurred background                  ``masked_scores(...)``
+:class:`RepeatedMasksCAM`  weight channels by the mean score of several masked inputs   (implement ``_changes``)
+:class:`ReplacedCAM`       score replaced activations of the layer                      ``replaced_scores(...)``
 =========================  ===========================================================  ============================
 
-A method that combines several layers or several passes overrides ``_maps`` of :class:`CAM` itself.
+A method that combines several layers or passes overrides :meth:`CAM._maps`.
 """
 
 from __future__ import annotations
@@ -42,21 +42,22 @@ from captum_fusion.functional import ScoreFn
 
 Result = TypeVar("Result")
 
-#: The options of a call of a method that masks inputs, by name.
+#: Names of the masking options of ``attribute``.
 MASKING_OPTIONS = frozenset(MaskingOptions._fields)
 
 
 class LayerTensor:
-    """One tensor of a layer in one call, and the passes that can be run on it.
+    """One tensor of a layer in one call, with access to further passes.
 
     Args:
-        passes (Passes): The call after its clean pass.
+        passes (Passes): The passes of the call.
         layer (Module): The layer.
-        evaluation (LayerEvaluation): Its values in the clean pass.
-        index (int): Which of the layer's tensors this is.
-        masks (optional): What the masks of a method depend on besides this tensor, if calls may share them.
-        absent (Tensor, optional): What stands for absent activations, of the activations' shape.
-        device_ids (list of int, optional): The order of devices.
+        evaluation (LayerEvaluation): Values of the layer in the clean pass.
+        index (int): Index of this tensor among the layer's tensors.
+        masks (optional): Key of everything that the method's masks depend on besides this tensor, if calls may share
+            masked samples.
+        absent (Tensor, optional): Values of removed activations, of the activations' shape.
+        device_ids (list of int, optional): Order of the devices.
     """
 
     def __init__(
@@ -76,28 +77,28 @@ class LayerTensor:
 
     @property
     def activations(self) -> Tensor:
-        """Of shape (N, K, *spatial)."""
+        """Activations, of shape (N, K, *spatial)."""
         return self._evaluation.activations[self._index]
 
     @property
     def gradients(self) -> Tensor:
-        """Of shape (N, K, *spatial); only for methods whose ``uses_gradients`` is true."""
+        """Gradients, of shape (N, K, *spatial). Available if the method sets ``uses_gradients``."""
         assert self._evaluation.gradients is not None, "the method's uses_gradients is False"
         return self._evaluation.gradients[self._index]
 
     @property
     def absent(self) -> Tensor:
-        """What stands for absent activations, of shape (N, K, *spatial)."""
-        assert self._absent is not None, "only ReplacedCAM has it"
+        """Values of removed activations, of shape (N, K, *spatial)."""
+        assert self._absent is not None, "only ReplacedCAM sets it"
         return self._absent
 
     @property
     def output(self) -> Tensor:
-        """The network's raw output for the inputs as they are."""
+        """Raw output of the network for the original inputs."""
         return self.passes.output
 
     def clean_scores(self, score_fn: ScoreFn) -> Tensor:
-        """Scores of the inputs as they are, (N,)."""
+        """Scores of the original inputs, (N,)."""
         return self.passes.clean_scores(score_fn).to(self.activations.device)
 
     def baseline_scores(self, score_fn: ScoreFn) -> Tensor:
@@ -105,39 +106,39 @@ class LayerTensor:
         return self.passes.baseline_scores(score_fn).to(self.activations.device)
 
     def masked_scores(self, masks: Masks, owners: Tensor, score_fn: ScoreFn, compose: Compose | None = None) -> Tensor:
-        """Scores of masked inputs, (S,): :meth:`captum_fusion._passes.passes.Passes.masked_scores`."""
+        """Scores of masked inputs, (S,); see :meth:`captum_fusion._passes.passes.Passes.masked_scores`."""
         shared_as = None
         if self._masks is not None:
             shared_as = self._layer, self._index, self.passes.call.reshape, self._masks
         return self.passes.masked_scores(masks, owners, score_fn, compose, shared_as)
 
     def replaced_scores(self, replace: Callable[[slice], Tensor], owners: Tensor, score_fn: ScoreFn) -> Tensor:
-        """Scores of changed activations, (S,): :func:`captum_fusion._passes.replacing.replaced_scores`."""
+        """Scores of replaced activations, (S,); see :func:`captum_fusion._passes.replacing.replaced_scores`."""
         return self.passes.replaced_scores(
             self._layer, self._evaluation, self._index, replace, owners, score_fn, self._device_ids
         )
 
 
 class SeveralTargets(Attribution):
-    """Explains a batch for several targets, sharing work."""
+    """Mixin with a method that explains a batch for several targets and shares work between them."""
 
     def attribute_targets(
         self, inputs: Tensor | tuple[Tensor, ...], targets: Sequence[Target], **kwargs: Any
     ) -> list[Attributions]:
-        """Explain a batch for several targets, for less than the price of as many calls.
+        """Explain a batch for several targets at a lower cost than separate calls.
 
-        A masked sample scores every class. The masked samples of Score-CAM, SS-CAM and IS-CAM, on their own and inside
-        fusions, therefore run once for all targets. What depends on the target runs once for each: a layer pass where
-        the method needs gradients, and the masked samples of maps that depend on the target.
+        One masked sample scores every class. The masked samples of Score-CAM, SS-CAM and IS-CAM, on their own and
+        inside fusions, therefore run once for all targets. Passes that depend on the target run once per target: the
+        layer pass of methods that need gradients, and masked samples whose masks depend on the target.
 
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): What to explain, as in :meth:`attribute`.
-            targets (sequence): Targets, each as :meth:`attribute` takes it: an int for all examples, a list with one
-                for each, ...
+            inputs (Tensor or tuple[Tensor, ...]): Inputs to explain, as in :meth:`attribute`.
+            targets (sequence): Targets, each in the format of :meth:`attribute`: an int for all examples, a list with
+                one int per example, ...
             kwargs (Any, optional): Further arguments of :meth:`attribute`.
 
         Returns:
-            list: What :meth:`attribute` returns for each target, equal to separate calls up to rounding.
+            list: The result of :meth:`attribute` for each target, equal to separate calls up to rounding.
 
         Raises:
             TypeError: If ``targets`` is not a list or tuple.
@@ -156,18 +157,18 @@ class SeveralTargets(Attribution):
 
 
 class CAM(LayerAttribution, SeveralTargets):
-    """Base of all layer methods: checks the arguments, runs the layer pass, and asks :meth:`_map` for each tensor.
+    """Base class of all layer methods: checks the arguments, runs the layer pass and calls :meth:`_map` per tensor.
 
-    A method implements ``_map(tensor)``, or ``_maps(passes, evaluations)`` where it combines layers or passes, and an
-    ``attribute`` that names its options and calls :meth:`_explain`. A fusion calls ``_maps`` of its components with its
+    A method implements ``_map(tensor)``, or ``_maps(passes, evaluations)`` if it combines layers or passes. Its
+    ``attribute`` declares the options and calls :meth:`_explain`. A fusion calls ``_maps`` of its components with its
     own passes, so that they share them.
     """
 
-    #: What tables and lists say of the method.
+    #: Metadata for the catalogue and the documentation.
     info: ClassVar[MethodInfo]
-    #: The keyword arguments of ``attribute`` that a fusion, which calls ``_maps``, can set.
+    #: Keyword arguments of ``attribute`` that also apply when a fusion calls ``_maps``.
     call_options: frozenset[str] = frozenset()
-    #: Whether the method explains one output; False where its map is the same for all targets.
+    #: Whether the method needs a target; False if its map is the same for all targets.
     needs_target = True
     #: Whether ``_map`` reads the layer's gradients.
     uses_gradients = False
@@ -192,7 +193,8 @@ class CAM(LayerAttribution, SeveralTargets):
             raise TypeError(f"layer must be a torch.nn.Module or a list of them, not {layer!r:.80}")
         if device_ids is not None and not isinstance(device_ids, (list, tuple)):
             raise TypeError(
-                f"device_ids must be a list of device numbers, not {type(device_ids).__name__}; name other arguments"
+                f"device_ids must be a list of device numbers, not {type(device_ids).__name__}; "
+                "pass other arguments by keyword"
             )
         if reshape is not None and (isinstance(reshape, type) or not callable(reshape)):
             raise TypeError(f"reshape must be a callable such as layers.TokenGrid(), not {reshape!r:.80}")
@@ -210,20 +212,20 @@ class CAM(LayerAttribution, SeveralTargets):
         return self.layer if isinstance(self.layer, list) else [self.layer]
 
     def _map(self, tensor: LayerTensor) -> Tensor:
-        """The map of one of the layer's tensors, (N, 1, *spatial)."""
+        """The map of one tensor of the layer, (N, 1, *spatial)."""
         raise NotImplementedError
 
     def _maps(self, passes: Passes, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
-        """For each layer a tuple of maps, one for each of its tensors."""
-        return [
-            tuple(self._map(tensor).to(tensor.activations.dtype) for tensor in tensors)
-            for tensors in self._tensors(passes, evaluations)
-        ]
+        """The maps of each layer: a tuple with one map per tensor."""
+        return self._map_each(self._tensors(passes, evaluations))
+
+    def _map_each(self, layers: list[list[LayerTensor]]) -> list[tuple[Tensor, ...]]:
+        return [tuple(self._map(tensor).to(tensor.activations.dtype) for tensor in tensors) for tensors in layers]
 
     def _tensors(
         self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines | None = None
     ) -> list[list[LayerTensor]]:
-        """The tensors of each layer; ``baselines`` stand for absent activations."""
+        """The tensors of each layer. ``baselines`` are the values of removed activations."""
         return [
             [
                 LayerTensor(
@@ -258,9 +260,9 @@ class CAM(LayerAttribution, SeveralTargets):
         gradients: bool | None = None,
         grad_kwargs: dict[str, Any] | None = None,
     ) -> Result:
-        """Run one call: check the arguments, run the layer pass, then ``compute(passes, evaluations)``.
+        """Check the arguments, run the layer pass and return ``compute(passes, evaluations)``.
 
-        ``gradients`` says whether the pass differentiates, where a call's arguments overrule :attr:`uses_gradients`.
+        ``gradients`` overrides :attr:`uses_gradients` for this call.
         """
         training = warn_if_training(self.forward_func, self.layer)
         with progress_bar(show_progress, self.get_name()) as bar, no_inference_mode():
@@ -282,17 +284,17 @@ class CAM(LayerAttribution, SeveralTargets):
             return compute(Passes(call, output, options, rank), evaluations)
 
     def _per_layer(self, results: list[Any]) -> Any:
-        """The list for a list of layers, the only entry for a single layer."""
+        """The list if ``layer`` is a list, its only entry otherwise."""
         return results if isinstance(self.layer, list) else results[0]
 
     def _result(self, maps: list[tuple[Tensor, ...]]) -> Attributions:
-        """What ``attribute`` returns for the maps of each layer."""
+        """The return value of ``attribute``, given the maps of each layer."""
         result: Attributions = self._per_layer([format_result(tensors) for tensors in maps])
         return result
 
 
 class ActivationCAM(CAM):
-    """Base of the methods that need one forward pass and no gradients."""
+    """Base class of methods that need one forward pass and no gradients."""
 
     @log_usage()
     @documented
@@ -327,7 +329,7 @@ class ActivationCAM(CAM):
 
 
 class GradientCAM(CAM, GradientAttribution):
-    """Base of the methods that need one forward and one backward pass."""
+    """Base class of methods that need one forward and one backward pass."""
 
     uses_gradients = True
 
@@ -369,7 +371,7 @@ class GradientCAM(CAM, GradientAttribution):
 
 
 class SampledCAM(CAM, GradientAttribution):
-    """Base of the methods that differentiate at changed copies of the input."""
+    """Base class of methods that compute gradients at perturbed copies of the input."""
 
     call_options = frozenset({"mask_inputs", "perturbations_per_eval"})
 
@@ -427,11 +429,11 @@ class SampledCAM(CAM, GradientAttribution):
 
 
 class MaskedCAM(CAM, PerturbationAttribution):
-    """Base of the methods that weight channels by scores of masked inputs."""
+    """Base class of methods that weight channels by scores of masked inputs."""
 
     call_options = MASKING_OPTIONS
-    #: The options that the masks depend on, if they depend on these, the layer and the inputs alone. Calls within
-    #: :func:`captum_fusion.shared_work` then share the masked samples. Read from the class itself, not from its bases.
+    #: Names of the options that the masks depend on, if the masks depend only on these, the layer and the inputs. Calls
+    #: within :func:`captum_fusion.shared_work` then share the masked samples. Not inherited by subclasses.
     masks_depend_on: ClassVar[tuple[str, ...] | None] = None
 
     @log_usage()
@@ -483,19 +485,19 @@ class MaskedCAM(CAM, PerturbationAttribution):
         return self._result(maps)
 
     def _masks_key(self) -> Any:
-        # Not inherited: a subclass may make other masks, and says itself what they depend on.
+        # Not inherited: a subclass may create other masks and must declare what they depend on.
         options = vars(type(self)).get("masks_depend_on")
         return None if options is None else (type(self), [getattr(self, name) for name in options])
 
     def _check_baselines(self, baselines: Baselines) -> None:
-        """Refuse baselines that would not be used."""
+        """Raise a ValueError if the baselines would not be used."""
 
 
 class BackgroundCAM(MaskedCAM):
-    """Base of the methods that show a blurred input where a mask is 0 (or the baseline, if told so)."""
+    """Base class of methods whose masked inputs show a blurred input (or the baseline) where a mask is 0."""
 
     background: str
-    _blur = (51, 50.0)  # kernel size and standard deviation in pixels
+    _blur = (51, 50.0)  # kernel size and standard deviation, in pixels
 
     def _set_background(self, background: str) -> None:
         self.background = choice("background", background, ("blur", "baseline"))
@@ -503,10 +505,10 @@ class BackgroundCAM(MaskedCAM):
             self.call_options = MASKING_OPTIONS - {"baselines"}
 
     def _check_baselines(self, baselines: Baselines) -> None:
-        given = baselines if isinstance(baselines, tuple) else (baselines,)
-        plain = all(each is None or (not isinstance(each, Tensor) and each == 0) for each in given)
-        if self.background == "blur" and not plain:
-            raise ValueError('baselines are shown only with background="baseline"; here the input is blurred instead')
+        values = baselines if isinstance(baselines, tuple) else (baselines,)
+        default = all(value is None or (not isinstance(value, Tensor) and value == 0) for value in values)
+        if self.background == "blur" and not default:
+            raise ValueError('baselines are used only with background="baseline"; background="blur" blurs the input')
 
     def _maps(self, passes: Passes, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
         if self.background == "blur":
@@ -515,12 +517,12 @@ class BackgroundCAM(MaskedCAM):
 
 
 class Changes(NamedTuple):
-    """The versions of a masked input that :class:`RepeatedMasksCAM` scores.
+    """How :class:`RepeatedMasksCAM` creates the versions of a masked input.
 
     Attributes:
-        masks: ``masks(maps, copies, size)``: masks of the input's size, made of maps (S, 1, *spatial) and the number of
-            each version, int64 (S,).
-        samples: ``samples(masked, copies)``: further changes of the masked samples, or None.
+        masks: ``masks(maps, copies, size)``: masks of the input's size from maps (S, 1, *spatial) and version numbers,
+            int64 (S,).
+        samples: ``samples(masked, copies)``: changed masked samples, or None to leave them unchanged.
     """
 
     masks: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
@@ -528,13 +530,13 @@ class Changes(NamedTuple):
 
 
 class RepeatedMasksCAM(MaskedCAM):
-    """Base of the methods in which a channel's weight is the mean score of several versions of its masked input."""
+    """Base class of methods whose channel weights are mean scores of several versions of the masked input."""
 
     score_fn: str | ScoreFn
 
     @property
     def copies(self) -> int:
-        """The number of versions for each channel."""
+        """Number of versions per channel."""
         raise NotImplementedError
 
     def _changes(self) -> Changes:
@@ -565,9 +567,9 @@ class RepeatedMasksCAM(MaskedCAM):
 
 
 class ReplacedCAM(CAM, PerturbationAttribution):
-    """Base of the methods that change the layer's activations and run the rest of the network.
+    """Base class of methods that replace activations of the layer and run the rest of the network.
 
-    The part of the network below the layer runs once for many samples, where the network allows that.
+    The part of the network below the layer runs once for many samples, if the network allows it.
     """
 
     call_options = frozenset({"perturbations_per_eval"})
@@ -620,20 +622,22 @@ class ReplacedCAM(CAM, PerturbationAttribution):
     def _maps(
         self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines = 0
     ) -> list[tuple[Tensor, ...]]:
-        return [
-            tuple(self._map(tensor).to(tensor.activations.dtype) for tensor in tensors)
-            for tensors in self._tensors(passes, evaluations, 0 if baselines is None else baselines)
-        ]
+        return self._map_each(self._tensors(passes, evaluations, baselines))
+
+    def _tensors(
+        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines = 0
+    ) -> list[list[LayerTensor]]:
+        return CAM._tensors(self, passes, evaluations, 0 if baselines is None else baselines)
 
 
 def checked_score_fn(score_fn: str | ScoreFn) -> str | ScoreFn:
-    """``score_fn`` if :func:`captum_fusion.functional.score_function` takes it; else its error."""
+    """Return ``score_fn`` if :func:`captum_fusion.functional.score_function` accepts it; raise its error otherwise."""
     formulas.score_function(score_fn)
     return score_fn
 
 
 def _absent(baselines: Baselines, index: int, activations: tuple[Tensor, ...]) -> Tensor:
-    """The layer's baseline for one of its tensors, broadcast to it."""
+    """The baseline of one tensor of the layer, expanded to its shape."""
     tensor = activations[index]
     if isinstance(baselines, tuple):
         if len(baselines) != len(activations):

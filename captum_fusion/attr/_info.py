@@ -1,4 +1,4 @@
-"""What tables and lists say of a method, kept on its class."""
+"""Metadata of a method, kept on its class."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ FAMILIES = ("fusion", "gradient", "region", "activation")
 
 
 class MethodInfo(NamedTuple):
-    """The facts about a method that the catalogue, the documentation's tables and the tests read.
+    """Metadata of a method, read by the catalogue, the tables of the documentation and the tests.
 
     Attributes:
-        name: Its name on the command line.
+        name: Name on the command line.
         family: ``"fusion"``, ``"gradient"``, ``"region"`` or ``"activation"``.
-        cost: Samples that go through the network for each example: with K live channels and Z positions of the layer;
-            ``(layer)`` marks samples that begin at the layer, and ``b`` counts backward samples.
-        citation: First author, venue and year.
-        url: The paper.
+        cost: Forward samples per example, for a layer with K live channels and Z positions. ``(layer)`` marks samples
+            that start at the layer; ``b`` marks backward samples.
+        citation: Authors, venue and year.
+        url: Link to the paper.
         signed: Whether the map has both signs. Default: False
-        space: ``"layer"`` for maps of the layer's size, ``"input"`` for maps of the input's size. Default: ``"layer"``
-        fuses_layers: Whether a list of layers gives one map. Default: False
+        space: ``"layer"`` or ``"input"``, whichever has the same spatial size as the map. Default: ``"layer"``
+        fuses_layers: Whether a list of layers is fused into one map. Default: False
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Activation methods: maps made of a layer's activations, without gradients."""
+"""Activation methods: maps computed from a layer's activations, without gradients."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["LayerEigenCAM", "LayerLinearCAM"]
 
 
 class LayerLinearCAM(ActivationCAM):
-    r"""CAM, the original: channels weighted by the classifier's weights, for networks made for it.
+    r"""CAM, the original class activation map: channels weighted by the weights of the final linear layer.
 
-    The map is ``sum_k W[c, k] A^k``, signed (the paper has no ReLU), in the layer's space, not normalised. It exists
-    only where the output is one linear layer on the layer's global average, ``W GAP(A) + b``, as in ResNet,
-    MobileNetV2, EfficientNet, GoogLeNet and Inception, or one 1 x 1 convolution whose maps are averaged. This is
-    checked on the very inputs; other networks are refused. The mean of the map is the score less its bias.
-    Cost: one forward row for each example.
+    The map is ``sum_k W[c, k] A^k``, signed (the paper has no ReLU), in the layer's space, not normalised. Its mean is
+    the score minus the bias. The output must be a single linear layer applied to the layer's global average,
+    ``W GAP(A) + b``, as in ResNet, MobileNetV2, EfficientNet, GoogLeNet and Inception, or a 1 x 1 convolution whose
+    maps are averaged. Every call checks this on its inputs and raises a ValueError for other networks.
+    Cost per example: one forward sample.
 
     More details in the paper: B. Zhou, A. Khosla, A. Lapedriza, A. Oliva, A. Torralba, "Learning Deep Features for
     Discriminative Localization", CVPR 2016, https://arxiv.org/abs/1512.04150
@@ -56,16 +56,16 @@ class LayerLinearCAM(ActivationCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        classifier (Module, optional): The linear layer or 1 x 1 convolution that makes the output of the layer's
+        classifier (Module, optional): Linear layer or 1 x 1 convolution that computes the output from the layer's
             average.
-            Default: None (found among the modules of ``forward_func``, which must then be one)
+            Default: None (searched among the modules of ``forward_func``, which must then be a module)
         {reshape_arg}
         """
         ActivationCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         if classifier is not None and not _is_linear(classifier):
             raise TypeError(f"classifier must be a linear layer or a 1 x 1 convolution, not {classifier!r:.80}")
         if classifier is None and not isinstance(forward_func, nn.Module):
-            raise ValueError("classifier must be given where forward_func is not a module whose layers can be searched")
+            raise ValueError("classifier must be given if forward_func is not a module whose layers can be searched")
         self.classifier = classifier
 
     def _map(self, tensor: LayerTensor) -> Tensor:
@@ -84,29 +84,29 @@ class LayerLinearCAM(ActivationCAM):
         )
 
     def _weight(self, activations: Tensor, output: Tensor, tolerance: float) -> Tensor:
-        """The matrix (classes, K) of a classifier that makes just this output of the activations' means."""
+        """The weights (classes, K) of the classifier that computes this output from the activations' means."""
         means = formulas.precise(activations).flatten(2).mean(2)
         root = self.forward_func
         modules: list[Any] = list(getattr(root, "modules", list)()) if self.classifier is None else [self.classifier]
-        shape, near = (output.shape[1], means.shape[1]), []
+        shape, mismatches = (output.shape[1], means.shape[1]), []
         for module in modules:
             if not _is_linear(module) or module.weight.shape[:2] != shape:
                 continue
             weight = formulas.precise(module.weight.detach()).reshape(shape)
-            found = means.to(weight.device) @ weight.T
-            found = found if module.bias is None else found + formulas.precise(module.bias.detach())
-            differs = (found - output.to(found)).abs().amax(1)
-            if (differs <= tolerance * output.abs().amax(1).clamp(min=1e-6).to(found)).all():
+            expected = means.to(weight.device) @ weight.T
+            expected = expected if module.bias is None else expected + formulas.precise(module.bias.detach())
+            differences = (expected - output.to(expected)).abs().amax(1)
+            if (differences <= tolerance * output.abs().amax(1).clamp(min=1e-6).to(expected)).all():
                 return weight
-            near.append(type(module).__name__)
+            mismatches.append(type(module).__name__)
         why = (
-            f"its {near[0]} of that size does not give the output when it is put on the mean of the layer's activations"
-            if near
+            f"its {mismatches[0]} of that size does not give the output when applied to the layer's mean activations"
+            if mismatches
             else f"there is no linear layer from the layer's {shape[1]} channels to the {shape[0]} outputs"
         )
         raise ValueError(
             "layer: CAM needs a network that ends in global average pooling of this layer and one linear layer, and "
-            f"{why}; choose the last layer before the pooling, or LayerGradCam, which is the same map where CAM exists"
+            f"{why}; choose the last layer before the pooling, or use LayerGradCam, which generalises CAM"
         )
 
 
@@ -117,12 +117,12 @@ def _is_linear(module: Any) -> bool:
 
 
 class LayerEigenCAM(ActivationCAM):
-    r"""Eigen-CAM: the direction in which a layer's activations are strongest, whatever the class.
+    r"""Eigen-CAM: the projection of a layer's activations on their first singular vector, independent of the class.
 
     With the activations as a matrix of positions by channels, ``A = U S V^T``, the map is ``A v_1``, signed, in the
-    layer's space, not normalised. Its sign, which the decomposition leaves open, is chosen so that its sum is
-    positive. The map is the same for every target; none need be given.
-    Cost: one forward row for each example.
+    layer's space, not normalised. The decomposition does not determine the sign of the map; it is chosen so that the
+    sum of the map is positive. The map is the same for every target, so the target is optional.
+    Cost per example: one forward sample.
 
     More details in the paper: M. B. Muhammad, M. Yeasin, "Eigen-CAM: Class Activation Map using Principal Components",
     IJCNN 2020, https://arxiv.org/abs/2008.00299
@@ -158,7 +158,7 @@ class LayerEigenCAM(ActivationCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        center (bool, optional): Subtract each channel's mean first, as pytorch-grad-cam does.
+        center (bool, optional): Whether to subtract each channel's mean first, as pytorch-grad-cam does.
             Default: False
         {reshape_arg}
         """
@@ -166,5 +166,4 @@ class LayerEigenCAM(ActivationCAM):
         self.center = center
 
     def _map(self, tensor: LayerTensor) -> Tensor:
-        activations = tensor.activations
-        return formulas.principal_component(activations, self.center)
+        return formulas.principal_component(tensor.activations, self.center)

@@ -1,4 +1,4 @@
-"""Every method by the name that the command line and the evaluation know it by."""
+"""The catalogue of methods: names on the command line and in the evaluation, and the classes they stand for."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from captum_fusion.attr._info import FAMILIES, MethodInfo
 
 @dataclass(frozen=True)
 class Method:
-    """A method and its class. Facts about the method are read from the class (``info``).
+    """An entry of the catalogue.
 
     Attributes:
         cls: The class.
-        info: Its name, family, cost, citation and paper.
+        info: Name, family, cost, citation and link to the paper.
     """
 
     cls: type[Attribution]
@@ -32,15 +32,15 @@ class Method:
         return self.info.name
 
     def build(self, model: Any, layers: Sequence[nn.Module], **options: Any) -> Any:
-        """An object of the class.
+        """Create an instance of the class.
 
         Args:
             model (callable): The network.
-            layers (sequence of Module): Where to explain. Methods that fuse layers take all of them, others the last.
-            options: Constructor options. Those that the class does not have are left out.
+            layers (sequence of Module): Layers to explain. Methods that fuse layers use all of them, others the last.
+            options: Constructor options. Options that the class does not have are ignored.
 
         Returns:
-            Attribution: Ready for ``attribute(inputs, target)``.
+            Attribution: The method, ready for ``attribute(inputs, target)``.
 
         Examples::
 
@@ -57,43 +57,44 @@ class Method:
         return self.cls(model, list(layers) if several else layers[-1], **kept)
 
 
-#: Every method by its name.
+#: All methods, by name.
 METHODS: dict[str, Method] = {}
 
 
 def register(cls: type[Attribution], info: MethodInfo | None = None) -> type[Attribution]:
-    """Add a method of your own to the catalogue, so that the command line and the evaluation know its name.
+    """Add a method to the catalogue, so that the command line and the evaluation accept its name.
+
+    Can be used as a class decorator.
 
     Args:
-        cls (type): An attribution class, with a class attribute ``info`` unless ``info`` is given. Usable as a
-            decorator.
-        info (MethodInfo, optional): The facts about the method. Default: None (``cls.info``)
+        cls (type): Attribution class, with a class attribute ``info`` unless ``info`` is given.
+        info (MethodInfo, optional): Metadata of the method. Default: None (``cls.info``)
 
     Returns:
         type: The class itself.
 
     Raises:
-        ValueError: If the family is not known, or the name belongs to another class.
+        ValueError: If the family is unknown, or the name belongs to another class.
     """
-    facts: MethodInfo = cls.info if info is None else info
-    if facts.family not in FAMILIES:
-        raise ValueError(f"info: family must be one of {', '.join(FAMILIES)}, not {facts.family!r}")
-    if facts.name in METHODS and METHODS[facts.name].cls is not cls:
-        raise ValueError(f"info: the name {facts.name!r} belongs to {METHODS[facts.name].cls.__name__}")
-    METHODS[facts.name] = Method(cls, facts)
+    metadata: MethodInfo = cls.info if info is None else info
+    if metadata.family not in FAMILIES:
+        raise ValueError(f"info: family must be one of {', '.join(FAMILIES)}, not {metadata.family!r}")
+    if metadata.name in METHODS and METHODS[metadata.name].cls is not cls:
+        raise ValueError(f"info: the name {metadata.name!r} belongs to {METHODS[metadata.name].cls.__name__}")
+    METHODS[metadata.name] = Method(cls, metadata)
     return cls
 
 
 def _register_all() -> None:
-    """The package's own methods, fusions first, and captum's Grad-CAM."""
+    """Register the package's methods, fusions first, and captum's Grad-CAM."""
     grad_cam = MethodInfo(
         "grad-cam", "gradient", "1, 1 b", "Selvaraju et al., ICCV 2017", "https://arxiv.org/abs/1610.02391", signed=True
     )
-    found: list[tuple[Any, MethodInfo]] = [(LayerGradCam, grad_cam)]
+    entries: list[tuple[Any, MethodInfo]] = [(LayerGradCam, grad_cam)]
     for module in (fusion, integrative, gradient, sampled, region, replacing, rise, activation):
         public = [value for name, value in vars(module).items() if name in module.__all__]
-        found += [(cls, cls.info) for cls in public if hasattr(cls, "info")]
-    for cls, info in sorted(found, key=lambda pair: FAMILIES.index(pair[1].family)):
+        entries += [(cls, cls.info) for cls in public if hasattr(cls, "info")]
+    for cls, info in sorted(entries, key=lambda entry: FAMILIES.index(entry[1].family)):
         register(cls, info)
 
 

@@ -1,4 +1,4 @@
-"""Fusions: a gradient map and a region map, each weighted by what the network says of the part that it shows."""
+"""Fusions: a gradient map and a region map, each weighted by the score of the part of the input that it shows."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ _WEIGHTINGS = ("normalized", "raw")
 
 
 class FusionDetails(NamedTuple):
-    """What a fusion found on its way, example by example. Maps are ``(N, 1, *input spatial)`` in [0, 1].
+    """Intermediate results of a fusion. Maps are of shape ``(N, 1, *input spatial)``, in [0, 1].
 
     Attributes:
-        gradient_map: The gradient component, normalised (for :class:`LayerUnionCAM` the same as ``denoised_map``).
+        gradient_map: The gradient component, normalised. For :class:`LayerUnionCAM` the same as ``denoised_map``.
         denoised_map: The gradient component after denoising.
         region_map: The region component, normalised.
-        union_map: The contribution-weighted union of the two, normalised.
-        score: Score of the input as it is, (N,).
+        union_map: The union of the two, weighted by their contributions, normalised.
+        score: Score of the original input, (N,).
         baseline_score: Score of the baseline, (N,).
         gradient_contribution: Score of the input under ``denoised_map`` minus ``baseline_score``, (N,).
-        region_contribution: The same under ``region_map``.
-        union_contribution: The same under ``union_map``.
-        union_weights: Weights of the gradient and the region map in the union, (N, 2).
-        fusion_weights: Weights of the union and the region map in the last stage, (N, 2); one-hot for
-            :class:`LayerUnionCAM`, which selects.
-        similarity_map: 1 minus the difference of the weighted union map and the weighted region map, so 1 where they
-            agree; None for :class:`LayerUnionCAM`.
-        selected: Whether the union was selected over the region map, bool, (N,); None for :class:`LayerFusionCAM`.
+        region_contribution: The same for ``region_map``.
+        union_contribution: The same for ``union_map``.
+        union_weights: Weights of the gradient map and the region map in the union, (N, 2).
+        fusion_weights: Weights of the union map and the region map in the last stage, (N, 2). One-hot for
+            :class:`LayerUnionCAM`, which selects one of them.
+        similarity_map: 1 minus the absolute difference of the weighted union map and the weighted region map; 1 where
+            they agree. None for :class:`LayerUnionCAM`.
+        selected: Whether the union map was selected over the region map, bool, (N,). None for :class:`LayerFusionCAM`.
     """
 
     gradient_map: Tensor
@@ -73,7 +73,7 @@ class FusionDetails(NamedTuple):
     selected: Tensor | None = None
 
 
-#: What ``attribute`` returns with ``return_details=True``: a pair, or a list of pairs for a list of layers.
+#: The result of ``attribute`` with ``return_details=True``: a pair, or a list of pairs for a list of layers.
 _Detailed = tuple[TensorOrTupleOfTensors, FusionDetails | tuple[FusionDetails, ...]]
 DetailedAttributions = _Detailed | list[_Detailed]
 
@@ -99,12 +99,12 @@ def single(result: DetailedAttributions) -> tuple[Tensor, FusionDetails]:
     raise ValueError("the layer must return one tensor, not several; name a part of it")
 
 
-#: For each tensor of a layer, the fused map and how it came about.
+#: The fused map and the details of each tensor of a layer.
 _Fused = list[tuple[Tensor, FusionDetails]]
 
 
 class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
-    """What Fusion-CAM and UnionCAM have in common: components, contributions, the weighted union."""
+    """Base class of Fusion-CAM and UnionCAM: components, contributions and the weighted union."""
 
     call_options = MASKING_OPTIONS
     theta: float
@@ -117,20 +117,20 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         self.weighting = choice("weighting", weighting, _WEIGHTINGS)
         if authors_code and weighting != "normalized":
             raise ValueError(
-                f"weighting={weighting!r} does not apply with authors_code=True, which has weights of its own"
+                f"weighting={weighting!r} cannot be combined with authors_code=True, which defines its own weights"
             )
         self.authors_code = authors_code
         self.score_fn = checked_score_fn(score_fn)
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """True, as for every captum method that perturbs its input."""
+        """True, as for captum's perturbation methods."""
         return True
 
     # -------------------------------------------------------------------------------------------------- components
 
     def _shares_pass(self, component: Attribution, kwargs: dict[str, Any]) -> bool:
-        """Whether a component can be computed from this call's layer pass instead of passes of its own."""
+        """Whether a component can be computed from this call's layer pass instead of its own passes."""
         if not isinstance(component, LayerAttribution) or component.forward_func != self.forward_func:
             return False
         ours, theirs = (x.layer if isinstance(x.layer, list) else [x.layer] for x in (self, component))
@@ -140,9 +140,9 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
             return kwargs.keys() <= component.call_options and component.reshape is self.reshape
         if type(component) is not LayerGradCam or not kwargs.keys() <= {"relu_attributions", "attr_dim_summation"}:
             return False
-        if self.reshape is not None:  # captum's own would average the wrong dimensions
+        if self.reshape is not None:  # captum's LayerGradCam would average over the wrong dimensions
             return not kwargs
-        # The sum over channels and the ReLU that follow here make these no difference, unless the ReLU comes first.
+        # The result is summed over channels and rectified later, so only a ReLU before the sum makes a difference.
         return kwargs.get("attr_dim_summation", True) or not kwargs.get("relu_attributions", False)
 
     def _shares_gradients(self, component: Attribution, kwargs: dict[str, Any] | None) -> bool:
@@ -158,14 +158,15 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         passes: Passes,
         evaluations: list[LayerEvaluation],
     ) -> list[list[Tensor]]:
-        """Non-negative, normalised maps of a component in the input's space, for each layer and tensor of it."""
+        """Non-negative, normalised maps of a component in the input's space, one per tensor of each layer."""
         kwargs = kwargs or {}
         if not self._shares_pass(component, kwargs):
             raw = self._public_maps(name, component, kwargs, passes, evaluations)
         elif isinstance(component, CAM):
             raw = component._maps(passes.with_options(**kwargs) if kwargs else passes, evaluations)
-            if [len(each) for each in raw] != [len(each.activations) for each in evaluations]:
-                raw = [raw[0][:1] * len(each.activations) for each in evaluations]  # it fuses layers into one map
+            counts = [len(evaluation.activations) for evaluation in evaluations]
+            if [len(maps) for maps in raw] != counts:
+                raw = [raw[0][:1] * count for count in counts]  # the component fuses its layers into one map
         else:
             raw = [tuple(map(formulas.grad_cam, a, g or ())) for a, g, _ in evaluations]
         return [[self._input_space(name, tensor, passes) for tensor in tensors] for tensors in raw]
@@ -178,24 +179,24 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         passes: Passes,
         evaluations: list[LayerEvaluation],
     ) -> list[tuple[Tensor, ...]]:
-        given: dict[str, Any] = {
+        options: dict[str, Any] = {
             "target": passes.call.target,
             "additional_forward_args": passes.call.arguments,
             "attribute_to_layer_input": passes.call.attribute_to_layer_input,
         }
         inner = _inner(component)
-        if isinstance(inner, CAM):  # sharing a pass or not must not change what a mask shows
-            given.update({option: getattr(passes.options, option) for option in inner.call_options})
+        if isinstance(inner, CAM):  # the masked inputs must be the same whether or not passes are shared
+            options.update({option: getattr(passes.options, option) for option in inner.call_options})
         accepted = inspect.signature(inner.attribute).parameters
         result = passes.call.attribute_with(
             component,
             isinstance(inner, GradientAttribution),
             isinstance(component, CAM),
-            **{**{key: value for key, value in given.items() if key in accepted}, **kwargs},
+            **{**{key: value for key, value in options.items() if key in accepted}, **kwargs},
         )
         per_layer = result if isinstance(result, list) else [result] * len(evaluations)
         if len(per_layer) != len(evaluations):
-            raise ValueError(f"{name} gives {len(per_layer)} maps for {len(evaluations)} layers")
+            raise ValueError(f"{name} returned {len(per_layer)} maps for {len(evaluations)} layers")
         maps = []
         for tensors, evaluation in zip(per_layer, evaluations, strict=True):
             count = len(evaluation.activations)
@@ -203,7 +204,7 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
                 tensors = tensors[passes.masking.indices[0]]
             tensors = tensors if isinstance(tensors, tuple) else (tensors,) * count
             if len(tensors) != count:
-                raise ValueError(f"{name} gives {len(tensors)} maps for a layer of {count} tensors")
+                raise ValueError(f"{name} returned {len(tensors)} maps for a layer with {count} tensors")
             maps.append(tuple(t.detach() if isinstance(t, Tensor) else t for t in tensors))
         return maps
 
@@ -212,27 +213,27 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         if not isinstance(raw, Tensor) or raw.dim() != len(size) + 2 or raw.shape[0] != passes.examples:
             shape = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
             raise ValueError(
-                f"{name} must attribute a map of shape ({passes.examples}, channels, {len(size)} spatial dimensions), "
+                f"{name} must return a map of shape ({passes.examples}, channels, {len(size)} spatial dimensions), "
                 f"not {shape}"
             )
-        raw = raw.to(formulas.at_least_float32(passes.masking.first[:0]))  # some of captum's give float64
+        raw = raw.to(formulas.at_least_float32(passes.masking.first[:0]))  # some captum methods return float64
         return formulas.normalize(formulas.upsample(raw.sum(1, keepdim=True).relu(), size))
 
     # --------------------------------------------------------------------------------------------------- the union
 
     @staticmethod
     def _finish(fused: Tensor, details: FusionDetails, passes: Passes) -> tuple[Tensor, FusionDetails]:
-        """The map in the input's dtype, and every float of the details in that of the maps."""
-        maps = details.region_map.dtype
-        found: list[Any] = [d.to(maps) if isinstance(d, Tensor) and d.is_floating_point() else d for d in details]
-        return fused.to(passes.dtype).contiguous(), FusionDetails(*found)
+        """The map in the input's dtype, and the details with all floating point tensors in the dtype of their maps."""
+        dtype = details.region_map.dtype
+        fields: list[Any] = [d.to(dtype) if isinstance(d, Tensor) and d.is_floating_point() else d for d in details]
+        return fused.to(passes.dtype).contiguous(), FusionDetails(*fields)
 
     def _scores_under(self, maps: list[Tensor], passes: Passes) -> list[Tensor]:
-        """Score of the inputs under each of some maps, (N,) each, in as few calls of the network as can be."""
+        """Scores of the inputs masked by each map, (N,) per map, in as few calls of the network as possible."""
         stacked = torch.cat([m.detach() for m in maps])
-        rows = torch.arange(passes.examples, device=stacked.device).repeat(len(maps))
+        owners = torch.arange(passes.examples, device=stacked.device).repeat(len(maps))
         scores = passes.masked_scores(
-            lambda some, size: formulas.upsample(stacked[some], size), rows, formulas.score_function(self.score_fn)
+            lambda chunk, size: formulas.upsample(stacked[chunk], size), owners, formulas.score_function(self.score_fn)
         )
         return list(scores.chunk(len(maps)))
 
@@ -250,7 +251,7 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
     def _union(
         self, gradient: Tensor, denoised: Tensor, region: Tensor, passes: Passes
     ) -> tuple[FusionDetails, tuple[Tensor, Tensor]]:
-        """Everything up to the union, and the scores under union and region map. The last stage is the subclass's."""
+        """Everything up to the union, and the scores under the union and region maps. Subclasses add the last stage."""
         score_fn = formulas.score_function(self.score_fn)
         baseline = passes.baseline_scores(score_fn).to(denoised.device)
         gradient_score, region_score = self._scores_under([denoised, region], passes)
@@ -290,7 +291,7 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
 
 
 class LayerFusionCAM(_Fusion):
-    """Fusion-CAM: a denoised gradient map and a region map, fused by their contributions and their agreement.
+    """Fusion-CAM: a denoised gradient map and a region map, fused by their contributions and their similarity.
 
     With ``N`` the min-max normalisation of an upsampled map, ``p`` the target's score and ``X_b`` the baseline:
 
@@ -301,15 +302,17 @@ class LayerFusionCAM(_Fusion):
     5. with ``P = v_u L_u``, ``Q = v_r L_r``, weights from ``B_u, B_r``, and the similarity ``s = 1 - |P - Q|``, the
        result is ``N(s max(P, Q) + (1 - s) (P + Q) / 2)``.
 
-    ``weighting="normalized"`` counts negative contributions as 0 and lets the weights of both stages sum to 1 (equal
-    where both contributions vanish). ``"raw"`` uses the contributions themselves as weights.
+    With ``weighting="normalized"``, negative contributions are set to 0 and the weights of each stage sum to 1; the
+    weights are equal if both contributions are 0. With ``"raw"``, the contributions themselves are the weights.
     ``authors_code=True`` reproduces the weights of the authors' published code, which normalises signed contributions
-    and mixes scales in the second stage. With either, a negative contribution can invert the map. Components, threshold
-    and normalisation stay as above.
+    and, in the second stage, the union's contribution together with the region map's weight of the first stage. With
+    ``"raw"`` or ``authors_code=True``, a negative contribution can invert the map. Components, threshold and
+    normalisation are always as above.
 
-    Any captum attribution can be either component. Components of this package on the same layer and function, and
-    captum's ``LayerGradCam``, share one layer pass. Cost with the default components, for each example: one forward
-    and backward row and at most as many masked rows as the layer has live channels, plus 4.
+    Any captum attribution can be used as either component. Components of this package on the same layer and function,
+    and captum's ``LayerGradCam``, share one layer pass.
+    Cost per example with the default components: one forward and one backward sample, one masked sample per live
+    channel, and 4 further masked samples.
 
     More details in the paper: H. Dekdegue, M. Garouani, J. Mothe, J. Bernigaud, "Fusion-CAM: Integrating Gradient and
     Region-Based Class Activation Maps for Robust Visual Explanations", 2026, https://arxiv.org/abs/2603.05386
@@ -345,18 +348,17 @@ class LayerFusionCAM(_Fusion):
     ) -> None:
         """Args:
         {constructor_args}
-        gradient_method (Attribution, optional): The gradient component: any captum attribution.
+        gradient_method (Attribution, optional): Gradient component: any captum attribution.
             Default: None (``LayerGradCam`` on the same layer)
-        region_method (Attribution, optional): The region component: any captum attribution.
+        region_method (Attribution, optional): Region component: any captum attribution.
             Default: None (:class:`LayerScoreCAM` on the same layer)
-        theta (float, optional): Percentile of the gradient map below which it is set to 0.
+        theta (float, optional): Percentile of the gradient map below which values are set to 0.
             Default: 10.0
-        weighting (str, optional): ``"normalized"`` or ``"raw"``.
+        weighting (str, optional): Weights of the maps, ``"normalized"`` or ``"raw"``.
             Default: ``"normalized"``
         {authors_code}
-        score_fn (str or callable, optional): Scores that contributions are measured in: ``"softmax"``,
-            ``"sigmoid"``, ``"identity"`` or a function of the raw output, along dimension 1, before the target
-            is selected. An output of shape (N,) is the score itself. Gradients always use the raw output.
+        {score_fn}
+            Contributions are differences of these scores. Gradients always use the raw output.
             Default: ``"softmax"``
         {reshape_arg}
         """
@@ -367,7 +369,7 @@ class LayerFusionCAM(_Fusion):
 
     @property
     def uses_gradients(self) -> bool:  # type: ignore[override]
-        """Whether a component that shares the layer pass needs its gradients."""
+        """Whether a component that shares the layer pass needs gradients."""
         return any(self._shares_gradients(component, None) for component in (self.gradient_method, self.region_method))
 
     @overload
@@ -429,23 +431,14 @@ class LayerFusionCAM(_Fusion):
         Args:
             {shared_args}
             {masked_args}
-            gradient_kwargs (dict, optional): Further arguments of the gradient component's ``attribute``. Captum's
-                own components take their baselines here; those of this package have the fusion's.
+            gradient_kwargs (dict, optional): Further arguments of the gradient component's ``attribute``. Components
+                of this package use the fusion's baselines; captum's methods take their baselines here.
                 Default: None
-            region_kwargs (dict, optional): Further arguments of the region component's ``attribute``.
-                Default: None
-            return_details (bool, optional): Also return what the fusion found on its way.
-                Default: False
-            grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
-                Default: None
+            {fusion_args}
+            {grad_kwargs}
 
         Returns:
-            *Tensor* or *tuple[Tensor, ...]* of **attributions**, with **details** if asked for:
-            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape ``(N, 1, *input spatial)``, in [0, 1],
-                in the dtype of the input, detached (unless ``grad_kwargs`` asks to create a graph). Zeros where
-                nothing supports the target. A tuple if the layer returns several tensors; a list of such results for
-                a list of layers.
-            - **details** (:class:`FusionDetails` or a tuple of them): With ``return_details=True``.
+            {fusion_returns}
 
         Raises:
             {raises}
@@ -495,7 +488,7 @@ class LayerFusionCAM(_Fusion):
 
     def _fuse_pair(self, gradient: Tensor, region: Tensor, passes: Passes) -> tuple[Tensor, FusionDetails]:
         details, _ = self._union(gradient, formulas.denoise(gradient, self.theta), region, passes)
-        # The published code normalises the union's contribution against the region's weight of the first stage.
+        # The published code normalises the union's contribution together with the region map's first-stage weight.
         rival = details.union_weights[:, 1] if self.authors_code else details.region_contribution
         weights = self._stage_weights(details.union_contribution, rival)
         fused, similarity = formulas.similarity_fusion(*formulas.weigh((details.union_map, region), weights))
@@ -504,30 +497,35 @@ class LayerFusionCAM(_Fusion):
 
 
 class LayerUnionCAM(_Fusion):
-    """UnionCAM: denoised channel gradients and a region map, united by their contributions; the better map wins.
+    """UnionCAM: the union of a denoised gradient map and a region map, or the region map if it contributes more.
 
     With ``N`` the min-max normalisation of an upsampled map, ``p`` the target's score and ``X_b`` the baseline:
 
-    1. ``L_Den``: activations weighted pixel by pixel by the positive part of their gradients, in which each channel's
-       values below its ``theta`` percentile are 0 (:func:`captum_fusion.functional.union_gradient_map`; eqs. 1 to 3);
+    1. ``L_Den``: activations weighted pixel by pixel by the positive part of their gradients, after setting each
+       channel's gradients below their ``theta`` percentile to 0
+       (:func:`captum_fusion.functional.union_gradient_map`; eqs. 1 to 3);
     2. region map ``L_Reg``, by default Score-CAM;
     3. contributions ``b_m = p(masked by N(L_m)) - p(X_b)``, for both (eqs. 4 and 5);
     4. ``L_DR = N(w_Den L_Den + w_Reg L_Reg)`` with weights from the contributions, and its contribution ``b_DR``
        (eqs. 6 and 7);
-    5. the result is ``L_DR`` where ``b_DR > b_Reg``, else ``L_Reg`` (eq. 8), for each example by itself.
+    5. the result is ``L_DR`` where ``b_DR > b_Reg``, else ``L_Reg`` (eq. 8), for each example separately.
 
-    ``weighting="normalized"`` counts negative contributions as 0 (equal weights where both vanish); ``"raw"`` is eq. 6
-    to the letter. ``authors_code=True`` reproduces the weights of the Fusion-CAM authors' code (the authors of UnionCAM
-    published none), which also multiplies the selected map by its contribution, so that a negative one inverts it.
+    With ``weighting="normalized"``, negative contributions are set to 0, and the weights are equal if both
+    contributions are 0. ``"raw"`` follows eq. 6 literally. The authors of UnionCAM published no code;
+    ``authors_code=True`` reproduces the weights of the Fusion-CAM authors' implementation. It also multiplies the
+    selected map by its contribution, so that a negative contribution inverts the map.
 
-    The denoising is usually inert: for a network that ends in global pooling a channel's gradient is constant over
-    space and nothing lies below its percentile. For such networks ``alpha="count"`` is recommended, because the
-    default, all known code's reading of eq. 3, discards every channel's importance there.
+    If the network ends in global pooling, the gradient of a channel is constant over space, and the denoising has no
+    effect. Use ``alpha="count"`` for such networks: the default, which is the reading of eq. 3 in all known code, then
+    gives every channel with a positive gradient the same total weight.
+
+    Cost per example with the default component: one forward and one backward sample, one masked sample per live
+    channel, and 4 further masked samples.
 
     More details in the paper: H. Hu, R. Wang, H. Lin, H. Yu, "UnionCAM: enhancing CNN interpretability through
     denoising, weighted fusion, and selective high-quality class activation mapping", Frontiers in Neurorobotics
-    18:1490198, 2024, https://doi.org/10.3389/fnbot.2024.1490198. The equations of its web page are images; this
-    follows the text and the published codes.
+    18:1490198, 2024, https://doi.org/10.3389/fnbot.2024.1490198. The equations on its web page are images; this
+    implementation follows the text and the published codes.
 
     Examples::
 
@@ -566,19 +564,18 @@ class LayerUnionCAM(_Fusion):
     ) -> None:
         """Args:
         {constructor_args}
-        region_method (Attribution, optional): The region component: any captum attribution. The gradient
-            component is UnionCAM's own.
+        region_method (Attribution, optional): Region component: any captum attribution. The gradient component is
+            fixed.
             Default: None (:class:`LayerScoreCAM` on the same layer)
-        theta (float, optional): Percentile of each channel's gradients below which they are set to 0.
+        theta (float, optional): Percentile of each channel's gradients below which values are set to 0.
             Default: 10.0
-        alpha (str, optional): The reading of eq. 3, ``"sum"`` or ``"count"``.
+        alpha (str, optional): Reading of eq. 3, ``"sum"`` or ``"count"``.
             Default: ``"sum"``
-        weighting (str, optional): ``"normalized"`` or ``"raw"``.
+        weighting (str, optional): Weights of the maps, ``"normalized"`` or ``"raw"``.
             Default: ``"normalized"``
         {authors_code}
-        score_fn (str or callable, optional): Scores that contributions are measured in: ``"softmax"``,
-            ``"sigmoid"``, ``"identity"`` or a function of the raw output, along dimension 1, before the target
-            is selected. An output of shape (N,) is the score itself. Gradients always use the raw output.
+        {score_fn}
+            Contributions are differences of these scores. Gradients always use the raw output.
             Default: ``"softmax"``
         {reshape_arg}
         """
@@ -645,19 +642,11 @@ class LayerUnionCAM(_Fusion):
         Args:
             {shared_args}
             {masked_args}
-            region_kwargs (dict, optional): Further arguments of the region component's ``attribute``.
-                Default: None
-            return_details (bool, optional): Also return what the fusion found on its way.
-                Default: False
-            grad_kwargs (dict, optional): Further arguments of ``torch.autograd.grad``.
-                Default: None
+            {fusion_args}
+            {grad_kwargs}
 
         Returns:
-            *Tensor* or *tuple[Tensor, ...]* of **attributions**, with **details** if asked for:
-            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of shape ``(N, 1, *input spatial)``, in [0, 1],
-                in the dtype of the input, detached (unless ``grad_kwargs`` asks to create a graph). A tuple if the
-                layer returns several tensors; a list of such results for a list of layers.
-            - **details** (:class:`FusionDetails` or a tuple of them): With ``return_details=True``.
+            {fusion_returns}
 
         Raises:
             {raises}
@@ -684,7 +673,7 @@ class LayerUnionCAM(_Fusion):
         return self._with_details(fused, return_details)
 
     def _stage_weights(self, first: Tensor, second: Tensor) -> Tensor:
-        # Eq. 6 has plain contributions as weights, and so has the published code.
+        # Eq. 6 and the published code use the contributions themselves as weights.
         if self.authors_code:
             return torch.stack([first, second], 1)
         return super()._stage_weights(first, second)
@@ -715,11 +704,11 @@ class LayerUnionCAM(_Fusion):
 
 
 class GuidedFusionCAM(GradientAttribution, SeveralTargets):
-    """Guided Fusion-CAM: guided backpropagation, times a fused map: which fine detail of the highlighted region counts.
+    """Guided Fusion-CAM: guided backpropagation multiplied by a fused map, for fine detail in the highlighted region.
 
-    The attribution is ``GuidedBackprop * Up(ReLU(map))``, as captum's ``GuidedGradCam`` does it with Grad-CAM, in the
-    input's space, signed. Any layer attribution can take the place of the fusion.
-    Cost for each example: that of the map, and one forward and backward row.
+    The attribution is ``GuidedBackprop * Up(ReLU(map))``, in the input's space, signed. Captum's ``GuidedGradCam``
+    computes the same with Grad-CAM. Any layer attribution can replace the fusion.
+    Cost per example: that of the map, and one forward and one backward sample.
 
     More details in the paper on guided Grad-CAM: R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep
     Networks via Gradient-based Localization", ICCV 2017, https://arxiv.org/abs/1610.02391
@@ -754,14 +743,14 @@ class GuidedFusionCAM(GradientAttribution, SeveralTargets):
         score_fn: str | ScoreFn = "softmax",
     ) -> None:
         """Args:
-        model (Module): The network; guided backpropagation needs one whose ReLUs are modules.
-        layer (Module): Where to explain, usually the last convolutional stage.
-        device_ids (list of int, optional): The order of devices.
+        model (Module): Network. Guided backpropagation requires its ReLUs to be modules.
+        layer (Module): Layer to explain, usually the last convolutional stage.
+        device_ids (list of int, optional): Order of the devices.
             Default: None
-        layer_method (LayerAttribution, optional): The map, any attribution to that layer.
+        layer_method (LayerAttribution, optional): Method that computes the map: any attribution to that layer.
             Default: None (:class:`LayerFusionCAM` on ``layer``)
         {score_fn}
-            It is the default map's.
+            Used by the default ``layer_method`` only.
             Default: ``"softmax"``
         """
         if not isinstance(model, nn.Module):
@@ -772,7 +761,7 @@ class GuidedFusionCAM(GradientAttribution, SeveralTargets):
         if not isinstance(self.layer_method, LayerAttribution):
             raise TypeError(f"layer_method must be a layer attribution, not {layer_method!r:.80}")
         if self.layer_method.layer is not layer:
-            raise ValueError("layer must be the layer of layer_method")
+            raise ValueError("layer must be the layer that layer_method explains")
         self.guided_backprop = GuidedBackprop(model)
 
     @classmethod
@@ -793,8 +782,8 @@ class GuidedFusionCAM(GradientAttribution, SeveralTargets):
         """Explain a batch.
 
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): What to explain, with dimension 0 counting the N examples.
-            target (int, tuple, Tensor or list, optional): Which output to explain, with captum's meaning.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs to explain. Dimension 0 is the batch of N examples.
+            target (int, tuple, Tensor or list, optional): Output to explain, in captum's format.
                 Default: None
             additional_forward_args (Any, optional): Further arguments of the model.
                 Default: None
@@ -806,10 +795,10 @@ class GuidedFusionCAM(GradientAttribution, SeveralTargets):
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**:
             - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of the inputs' shapes, detached; zeros for inputs
-                that have not as many spatial dimensions as the map. A tuple if ``inputs`` is one.
+                with another number of spatial dimensions than the map. A tuple if ``inputs`` is one.
 
         Raises:
-            AssertionError: If the target does not select one output for each example.
+            AssertionError: If the target does not select one output per example.
             ValueError: If the layer returns several tensors, or an input is not floating point.
 
         Examples::
@@ -822,7 +811,8 @@ class GuidedFusionCAM(GradientAttribution, SeveralTargets):
         call = Call.checked(self.forward_func, inputs, target, additional_forward_args, attribute_to_layer_input)
         if not all(x.is_floating_point() for x in call.inputs):
             raise ValueError(
-                "inputs must be floating point to be differentiated; hand others on as additional_forward_args"
+                "inputs must be floating point, because gradients are computed; pass other tensors in "
+                "additional_forward_args"
             )
         shared: dict[str, Any] = {"target": call.target, "additional_forward_args": call.arguments}
         maps = call.attribute_with(
@@ -833,20 +823,20 @@ class GuidedFusionCAM(GradientAttribution, SeveralTargets):
         )
         if not isinstance(maps, Tensor):
             raise ValueError(
-                f"layer_method must attribute one tensor, not a {type(maps).__name__}: to one layer that returns one "
-                "tensor, without further results"
+                f"layer_method must return one tensor, not a {type(maps).__name__}; choose a layer that returns one "
+                "tensor, and request no further results in layer_kwargs"
             )
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Setting backward hooks")  # they are removed again
+            warnings.filterwarnings("ignore", "Setting backward hooks")  # captum removes them again
             guided = call.attribute_with(self.guided_backprop, True, **shared)
         weights = maps.detach().sum(1, keepdim=True).relu()
-        found = tuple(
+        attributions = tuple(
             (g.detach() * formulas.upsample(weights, x.shape[2:]).to(x)).to(x.dtype)
             if x.dim() == weights.dim()
             else torch.zeros_like(x)
             for g, x in zip(guided if isinstance(guided, tuple) else (guided,), call.inputs, strict=True)
         )
-        return found if isinstance(inputs, tuple) else found[0]
+        return attributions if isinstance(inputs, tuple) else attributions[0]
 
 
 def _component(name: str, given: Attribution | None, default: type[LayerAttribution], fusion: CAM) -> Attribution:
@@ -860,7 +850,7 @@ def _component(name: str, given: Attribution | None, default: type[LayerAttribut
 
 
 def _inner(component: Attribution) -> Attribution:
-    """What a NoiseTunnel, or a tunnel in a tunnel, is wrapped around."""
+    """The method inside a NoiseTunnel, or inside nested ones."""
     while isinstance(component, NoiseTunnel):
         component = component.attribution_method
     return component

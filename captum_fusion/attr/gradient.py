@@ -1,4 +1,4 @@
-"""Gradient methods: maps made of a layer's activations and the gradients of the score."""
+"""Gradient methods: maps computed from a layer's activations and the gradients of the score."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["LayerGradCAMPlusPlus", "LayerHiResCAM", "LayerLayerCAM", "LayerXGrad
 
 
 class LayerHiResCAM(GradientCAM):
-    r"""HiResCAM: every activation counts by its own gradient, so that the map shows what the network used.
+    r"""HiResCAM: activations weighted elementwise by their gradients.
 
-    The map is ``ReLU(sum_k g^k * A^k)``, pixel by pixel, in the layer's space, not normalised. Without the ReLU its
-    sum over space is the score, up to the biases, for a network that is piecewise linear from the layer on.
-    Cost: one forward and one backward row for each example.
+    The map is ``ReLU(sum_k g^k * A^k)``, pixel by pixel, in the layer's space, not normalised. If the network is
+    piecewise linear from the layer on, the sum over space of the map before the ReLU is the score, up to the biases.
+    Cost per example: one forward and one backward sample.
 
     More details in the paper: R. L. Draelos, L. Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of
     convolutional neural networks", 2020, https://arxiv.org/abs/2011.08891
@@ -48,12 +48,12 @@ class LayerHiResCAM(GradientCAM):
 
 
 class LayerGradCAMPlusPlus(GradientCAM):
-    r"""Grad-CAM++: positive gradients, weighted so that small areas of a class count as much as large ones.
+    r"""Grad-CAM++: positive gradients, weighted so that small areas of a class have as much influence as large ones.
 
     With ``alpha = g**2 / (2 g**2 + g**3 sum_ab A_ab)`` (eq. 19; the sum over the channel is of its activations alone)
-    the channel weights are ``w_k = sum alpha ReLU(g)`` and the map ``ReLU(sum_k w_k A^k)``, in the layer's space, not
-    normalised. With ``authors_code=True`` the alphas sum to 1 over a channel's positive gradients.
-    Cost: one forward and one backward row for each example.
+    the channel weights are ``w_k = sum alpha ReLU(g)`` and the map is ``ReLU(sum_k w_k A^k)``, in the layer's space,
+    not normalised. With ``authors_code=True`` the alphas sum to 1 over a channel's positive gradients.
+    Cost per example: one forward and one backward sample.
 
     More details in the paper: A. Chattopadhay, A. Sarkar, P. Howlader, V. N. Balasubramanian, "Grad-CAM++: Improved
     Visual Explanations for Deep Convolutional Networks", WACV 2018, https://arxiv.org/abs/1710.11063
@@ -94,11 +94,12 @@ class LayerGradCAMPlusPlus(GradientCAM):
 
 
 class LayerXGradCAM(GradientCAM):
-    r"""XGrad-CAM: channel weights that let the map add up to the score where a network allows it.
+    r"""XGrad-CAM: channels weighted by their gradients, averaged over space with the activations as weights.
 
-    The weights are ``w_k = sum(A^k g^k) / sum(A^k)``, both over space, and the map ``ReLU(sum_k w_k A^k)`` in the
-    layer's space, not normalised. A channel whose activations sum to 0 up to rounding weighs 0.
-    Cost: one forward and one backward row for each example.
+    The weights are ``w_k = sum(A^k g^k) / sum(A^k)``, with sums over space, and the map is ``ReLU(sum_k w_k A^k)``, in
+    the layer's space, not normalised. If the activations of a channel sum to 0 up to rounding, its weight is 0. If the
+    network is piecewise linear from the layer on, the sum of the map before the ReLU is the score, up to the biases.
+    Cost per example: one forward and one backward sample.
 
     More details in the paper: R. Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of
     CNNs", BMVC 2020, https://arxiv.org/abs/2008.02312
@@ -119,13 +120,13 @@ class LayerXGradCAM(GradientCAM):
 
 
 class LayerLayerCAM(GradientCAM):
-    r"""LayerCAM: activations weighted by their own positive gradients, which also works in early layers.
+    r"""LayerCAM: activations weighted elementwise by their positive gradients; also suited to early layers.
 
     For one layer the map is ``ReLU(sum_k ReLU(g^k) * A^k)``, pixel by pixel, in the layer's space, not normalised. For
-    a list of layers, given in the order of the network, the maps are fused into one in the input's space, in [0, 1]:
-    the pixelwise maximum of their shares ``M / max M``, those of all layers but the last scaled to
-    ``tanh(gamma M / max M)``, because early maps are faint, and normalised at the end.
-    Cost: one forward and one backward row for each example, however many layers.
+    a list of layers, given in the order of the network, the maps are fused into one map in the input's space, in
+    [0, 1]. Each map is scaled to ``M / max M``, and those of all layers but the last to ``tanh(gamma M / max M)``,
+    because maps of early layers are faint. The result is their pixelwise maximum, normalised.
+    Cost per example: one forward and one backward sample, for any number of layers.
 
     More details in the paper: P.-T. Jiang, C.-B. Zhang, Q. Hou, M.-M. Cheng, Y. Wei, "LayerCAM: Exploring Hierarchical
     Class Activation Maps for Localization", IEEE Transactions on Image Processing 30, 2021,
@@ -163,8 +164,8 @@ class LayerLayerCAM(GradientCAM):
     ) -> None:
         """Args:
         {constructor_args}
-            Here their maps are fused into one.
-        gamma (float, optional): How much the maps of early layers are scaled up, of several layers.
+            This method fuses their maps into one.
+        gamma (float, optional): Scale of the maps of early layers in a fusion of several layers.
             Default: 2.0
         {reshape_arg}
         """
@@ -178,7 +179,7 @@ class LayerLayerCAM(GradientCAM):
         maps = GradientCAM._maps(self, passes, evaluations)
         if not isinstance(self.layer, list):
             return maps
-        fused = formulas.fuse_layer_cams([m for each in maps for m in each], passes.spatial_size, self.gamma)
+        fused = formulas.fuse_layer_cams([m for tensors in maps for m in tensors], passes.spatial_size, self.gamma)
         return [(fused.to(passes.dtype),)]
 
     def _result(self, maps: list[tuple[Tensor, ...]]) -> Attributions:

@@ -1,4 +1,4 @@
-"""Integrative CAM: one map from several layers."""
+"""Integrative CAM: one map computed from several layers."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _LAYER_WEIGHTINGS = ("mean", "product", "uniform")
 
 
 class IntegrativeDetails(NamedTuple):
-    """What :class:`LayerIntegrativeCAM` found on its way, example by example, for L maps (one for each layer's tensor).
+    """Intermediate results of :class:`LayerIntegrativeCAM` for L maps, one per tensor of each layer.
 
     Attributes:
-        layer_maps: The normalised map of each layer, ``(N, L, *input spatial)``, in [0, 1].
-        layer_weights: What each layer weighs in the fusion, (N, L); they sum to 1, or are all 0.
-        kept: Whether a layer is part of the fusion, bool, (N, L); False if it is redundant or its map constant.
-        clipped: Share of the positions with a positive gradient whose alpha was cut to [0, 1], (N, L).
+        layer_maps: Normalised map of each layer, ``(N, L, *input spatial)``, in [0, 1].
+        layer_weights: Weight of each layer in the fusion, (N, L). The weights sum to 1, or are all 0.
+        kept: Whether a layer is part of the fusion, bool, (N, L). False if it is redundant or its map is constant.
+        clipped: Fraction of the positions with a positive gradient whose alpha was clipped to [0, 1], (N, L).
     """
 
     layer_maps: Tensor
@@ -44,28 +44,29 @@ class IntegrativeDetails(NamedTuple):
 
 
 class LayerIntegrativeCAM(CAM, GradientAttribution):
-    r"""Integrative CAM: maps of several layers, fused by how much each layer has to say, in one pass.
+    r"""Integrative CAM: maps of several layers, fused with a weight for each layer, in one pass.
 
-    Of the paper no more than the abstract could be read: all layers are fused; layer weights come from gradient and
-    activation scores; the map has a bias term; Grad-CAM++'s alpha is generalised to any smooth function. What follows
-    is this project's reading of that; only step 1 follows from the abstract's claim and Grad-CAM++'s derivation:
+    Only the abstract of the paper was available. It says that all layers are fused, that layer weights come from
+    gradient and activation scores, that the map has a bias term, and that Grad-CAM++'s alpha is generalised to any
+    smooth function. This implementation is the project's interpretation of the abstract. Only step 1 follows from the
+    abstract and the derivation of Grad-CAM++:
 
     1. for a smooth function ``Y = phi(s)`` of the score, ``alpha = D2 / (2 D2 + D3 sum_ab A_ab)`` with the second and
        third derivatives of ``Y``, which are those of ``phi`` times ``g**2`` and ``g**3`` where the network is locally
-       linear; ``phi="exp"`` gives Grad-CAM++ exactly. Alphas are cut to [0, 1], and sum to 1 over a channel's positive
-       gradients unless ``normalize_alpha=False``; ``w_k = sum alpha ReLU(g)``, without ``phi``'s slope, a common
-       factor;
-    2. the layer's map is ``M = ReLU(sum_k w_k A^k + bias)``. The default bias spreads what the weighted activations
-       miss of the score evenly over the Z positions, ``(s - sum_k w_k sum A^k) / Z``, so that the map sums to the
-       score before the ReLU;
-    3. layers weigh the mean of their shares of the mean absolute gradient ``G`` and activation ``Q``,
+       linear; ``phi="exp"`` gives Grad-CAM++ exactly. Alphas are clipped to [0, 1], and sum to 1 over a channel's
+       positive gradients unless ``normalize_alpha=False``. The channel weights are ``w_k = sum alpha ReLU(g)``. The
+       slope of ``phi`` is a common factor and is left out;
+    2. the layer's map is ``M = ReLU(sum_k w_k A^k + bias)``. The default bias distributes the part of the score that
+       the weighted activations do not explain evenly over the Z positions, ``(s - sum_k w_k sum A^k) / Z``, so that
+       the map sums to the score before the ReLU;
+    3. a layer's weight is the weighted mean of its shares of the mean absolute gradient ``G`` and activation ``Q``,
        ``balance G_l / sum G + (1 - balance) Q_l / sum Q``;
-    4. of layers whose normalised maps differ by less than ``redundancy_threshold`` on average, the one with the
-       larger weight stays;
+    4. of layers whose normalised maps differ by less than ``redundancy_threshold`` on average, only the one with the
+       larger weight is kept;
     5. the result is ``N(sum_l omega_l N(Up(M_l)))``, in the input's space, in [0, 1].
 
-    Cost for each example: one forward and backward row, however many layers; ``phi="softmax"`` takes one more forward
-    and backward row for each of ``softmax_classes`` classes.
+    Cost per example: one forward and one backward sample, for any number of layers. ``phi="softmax"`` takes one more
+    forward and backward sample for each of ``softmax_classes`` classes.
 
     More details in the paper: A. K. Singh, D. Chaudhuri, M. P. Singh, S. Chattopadhyay, "Integrative CAM: Adaptive
     Layer Fusion for Comprehensive Interpretation of CNNs", 2024, https://arxiv.org/abs/2412.01354
@@ -107,27 +108,27 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
     ) -> None:
         """Args:
         {constructor_args}
-            Here they give one map; take the last layer of each resolution stage, for example.
-        phi (str or callable, optional): The smooth function of the score: ``"exp"``, ``"softplus"``,
+            This method fuses the layers into one map. A good choice is the last layer of each resolution.
+        phi (str or callable, optional): Smooth function of the score: ``"exp"``, ``"softplus"``,
             ``"sigmoid"``, ``"square"``, ``"identity"`` (every alpha is 1/2), ``"softmax"`` over the classes,
             or any function from scores (N,) to (N,) that autograd can differentiate three times.
             Default: ``"exp"``
-        normalize_alpha (bool, optional): Let the alphas sum to 1 over a channel's positive gradients.
+        normalize_alpha (bool, optional): Whether the alphas sum to 1 over a channel's positive gradients.
             Default: True
-        bias (str, optional): ``"residual"``; ``"layer"``, the bias of the layer's last convolution or batch norm
-            weighted as its channels are; ``"fullgrad"``, the same weighted by the gradients at each position; or
-            ``"none"``.
+        bias (str, optional): Bias term of a layer's map: ``"residual"``, as in step 2; ``"layer"``, the bias of the
+            layer's last convolution or batch norm with the channels' weights; ``"fullgrad"``, the same bias weighted
+            by the gradients at each position; or ``"none"``.
             Default: ``"residual"``
-        layer_weighting (str, optional): ``"mean"`` of the shares of gradient and activation, their normalised
-            ``"product"``, or ``"uniform"``.
+        layer_weighting (str, optional): Weights of the layers: the ``"mean"`` of the gradient and activation shares,
+            their normalised ``"product"``, or ``"uniform"``.
             Default: ``"mean"``
-        balance (float, optional): What the gradient's share counts in the mean, 0 to 1.
+        balance (float, optional): Weight of the gradient share in the mean, 0 to 1.
             Default: 0.5
-        redundancy_threshold (float or None, optional): The mean absolute difference of two layers' normalised
-            maps below which the lesser of them is left out. None keeps all.
+        redundancy_threshold (float or None, optional): Mean absolute difference of two layers' normalised maps below
+            which the layer with the smaller weight is left out. None keeps all layers.
             Default: None
-        softmax_classes (int, optional): How many of the most probable classes, the target among them,
-            ``phi="softmax"`` runs over.
+        softmax_classes (int, optional): Number of classes used by ``phi="softmax"``: the target and the most probable
+            other ones.
             Default: 10
         {reshape_arg}
         """
@@ -186,14 +187,14 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
 
         Args:
             {shared_args}
-            return_details (bool, optional): Also return what the method found on its way.
+            return_details (bool, optional): Whether to return the intermediate results as well.
                 Default: False
             {grad_kwargs}
 
         Returns:
-            *Tensor* of **attributions**, with **details** if asked for:
+            *Tensor* of **attributions**, and **details** if requested:
             - **attributions** (*Tensor*): One map for all layers, of shape ``(N, 1, *input spatial)``, in [0, 1], in
-                the dtype of the input, detached (unless ``grad_kwargs`` asks to create a graph).
+                the dtype of the input, detached (unless ``grad_kwargs`` contains ``create_graph=True``).
             - **details** (:class:`IntegrativeDetails`): With ``return_details=True``.
 
         Raises:
@@ -225,8 +226,9 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
         others = self._class_gradients(passes, evaluations) if self.phi == "softmax" else None
         device = passes.device
         maps, gradient_scores, activation_scores, clipped = [], [], [], []
-        for number, (module, each) in enumerate(zip(self.layers, evaluations, strict=True)):
-            for index, (activations, gradients) in enumerate(zip(each.activations, each.gradients or (), strict=True)):
+        for number, (module, evaluation) in enumerate(zip(self.layers, evaluations, strict=True)):
+            pairs = zip(evaluation.activations, evaluation.gradients or (), strict=True)
+            for index, (activations, gradients) in enumerate(pairs):
                 classes = None if others is None else (others[0], others[1][number][index])
                 raw, cut = self._layer_map(module, activations, gradients, score, classes)
                 raised = formulas.upsample(raw.relu(), passes.spatial_size)
@@ -253,7 +255,7 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
         score: Tensor,
         classes: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
-        """A layer's map before its ReLU, and the share of alphas that were cut."""
+        """A layer's map before the ReLU, and the fraction of alphas that were clipped."""
         activations, gradients = formulas.precise(activations), formulas.precise(gradients)
         if classes is None:
             first, second, third = formulas.smooth_derivatives(self.phi, score, gradients)
@@ -261,8 +263,9 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
             first, second, third = formulas.softmax_derivatives(*classes)
         alphas = formulas.pixel_alphas(second, third, activations)
         inside, rising = alphas.clamp(0, 1), first > 0
-        counts = [each.flatten(1).sum(1).to(activations.dtype) for each in ((alphas != inside) & rising, rising)]
-        cut = counts[0] / counts[1].clamp(min=1)
+        cut, positive = (
+            chosen.flatten(1).sum(1).to(activations.dtype) for chosen in ((alphas != inside) & rising, rising)
+        )
         weights = formulas.sum_of_alphas(inside, first, self.normalize_alpha)
         shape = (*weights.shape, *[1] * (activations.dim() - 2))
         summed = (weights.reshape(shape) * activations).sum(1, keepdim=True)
@@ -273,10 +276,10 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
             bias = _layer_bias(module, activations.shape[1]).to(summed).reshape(1, *shape[1:])
             factor = weights.reshape(shape) if self.bias == "layer" else gradients
             summed = summed + (bias * factor).sum(1, keepdim=True)
-        return summed, cut
+        return summed, cut / positive.clamp(min=1)
 
     def _class_gradients(self, passes: Passes, evaluations: list[LayerEvaluation]) -> tuple[Tensor, list[list[Tensor]]]:
-        """Probabilities (N, m) of the target and the likeliest other classes, and their gradients (m, N, K, ...)."""
+        """Probabilities (N, m) of the target and the next most probable classes, and gradients (m, N, K, ...)."""
         output = formulas.precise(passes.output)
         if output.dim() != 2 or output.shape[1] < 2:
             raise ValueError(f'phi="softmax" needs an output of shape (N, classes), not {tuple(output.shape)}')
@@ -284,32 +287,35 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
         chosen = passes.select(torch.arange(output.shape[1], device=output.device).expand(output.shape))[:, None]
         others = output.scatter(1, chosen, -torch.inf).topk(number - 1, dim=1).indices
         classes = torch.cat([chosen, others], 1)
-        found = [[formulas.precise(a).new_zeros(number, *a.shape) for a in each.activations] for each in evaluations]
+        by_layer = [
+            [formulas.precise(a).new_zeros(number, *a.shape) for a in evaluation.activations]
+            for evaluation in evaluations
+        ]
         for examples, copies, perturbed in passes.perturbed(
             self.layers, self.device_ids, lambda index, x, base, which: x, number, targets=classes.T
         ):
-            for into, evaluation in zip(found, perturbed, strict=True):
+            for into, evaluation in zip(by_layer, perturbed, strict=True):
                 for tensor, gradients in zip(into, evaluation.gradients or (), strict=True):
                     tensor[copies.to(tensor.device), examples.to(tensor.device)] = gradients.to(tensor)
-        return output.gather(1, classes).softmax(1), found
+        return output.gather(1, classes).softmax(1), by_layer
 
 
 def _layer_bias(module: nn.Module, channels: int) -> Tensor:
-    """The bias (channels,) of a layer's last convolution, with the batch norm after it folded in."""
+    """The bias (channels,) of a layer's last convolution, including the batch norm after it."""
     bias: Any = None
-    for each in module.modules():
-        found: Any = each
-        if isinstance(each, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and each.out_channels == channels:
-            bias = each.weight.new_zeros(channels) if each.bias is None else each.bias
-        norm = isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
-        if norm and found.num_features == channels and found.running_mean is not None:
-            scale = (found.running_var + found.eps).rsqrt() * (1 if found.weight is None else found.weight)
-            bias = (-found.running_mean if bias is None else bias - found.running_mean) * scale
-            bias = bias if found.bias is None else bias + found.bias
+    part: Any
+    for part in module.modules():
+        if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and part.out_channels == channels:
+            bias = part.weight.new_zeros(channels) if part.bias is None else part.bias
+        is_norm = isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+        if is_norm and part.num_features == channels and part.running_mean is not None:
+            scale = (part.running_var + part.eps).rsqrt() * (1 if part.weight is None else part.weight)
+            bias = (-part.running_mean if bias is None else bias - part.running_mean) * scale
+            bias = bias if part.bias is None else bias + part.bias
     if bias is None:
         raise ValueError(
-            f"bias: {type(module).__name__} holds no convolution or batch norm of {channels} channels whose bias could "
-            'be used; choose bias="residual"'
+            f"bias: {type(module).__name__} contains no convolution or batch norm with {channels} channels whose bias "
+            'could be used; choose bias="residual"'
         )
     folded: Tensor = bias.detach()
     return folded

@@ -1,4 +1,4 @@
-"""Region methods: the scores of masked inputs decide what counts."""
+"""Region methods: maps weighted by the scores of masked inputs."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ __all__ = ["LayerDecomCAM", "LayerGroupCAM", "LayerISCAM", "LayerSSCAM", "LayerS
 
 
 class LayerScoreCAM(MaskedCAM):
-    """Score-CAM: each channel's map, stretched to [0, 1], masks the input; the score it leaves is the channel's weight.
+    """Score-CAM: channels weighted by the scores of inputs masked with their upsampled, normalised activations.
 
     The map is ``ReLU(sum_k w_k A^k)`` in the layer's space, not normalised. The weights ``w`` are
 
     - ``weighting="softmax"`` (the paper, algorithm 1): the softmax over channels of the raw output under each mask;
-    - ``weighting="increase"`` (the authors' code in spirit): ReLU of the increase in score over the baseline.
+    - ``weighting="increase"`` (close to the authors' code): ReLU of the increase in score over the baseline.
 
-    Channels that are constant over space (dead ones, say) mask nothing: they cost no row and weigh 0.
-    Cost: one forward pass and one masked row for each live channel (and one of the baseline for ``"increase"``).
+    Channels that are constant over space, such as dead ones, cannot mask the input. Their weight is 0, and they take no
+    masked sample.
+    Cost per example: one forward sample, one masked sample per live channel, and one baseline sample for
+    ``"increase"``.
 
     More details in the paper: H. Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural
     Networks", CVPR Workshops 2020, https://arxiv.org/abs/1910.01279
@@ -66,7 +68,7 @@ class LayerScoreCAM(MaskedCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        weighting (str, optional): ``"softmax"`` or ``"increase"``.
+        weighting (str, optional): Channel weights, ``"softmax"`` or ``"increase"``.
             Default: ``"softmax"``
         {score_fn}
             The softmax weights always use the raw output.
@@ -96,20 +98,20 @@ class LayerScoreCAM(MaskedCAM):
         return formulas.weighted_activations(activations, weights)
 
 
-#: The largest standard deviation of SS-CAM's noise, which half precision can still hold.
-_LOUDEST = 1e3
+#: The largest standard deviation of SS-CAM's noise with ``authors_code=True``; half precision can represent it.
+_LARGEST_STDEV = 1e3
 
 
 class LayerSSCAM(RepeatedMasksCAM):
-    r"""SS-CAM: a channel weighs the score of the input that it shows, averaged over noise.
+    r"""SS-CAM: Score-CAM with each channel's score averaged over noise.
 
     With ``H^k = N(Up(A^k))`` and standard normal noise ``e_i`` of the input's size, the weights are the means over
     ``i`` of ``p(x * (H^k + stdevs e_i))`` for ``noise="map"`` and ``p(x * H^k + stdevs e_i)`` for ``noise="input"``.
-    The map is ``ReLU(sum_k w_k A^k)``, in the layer's space, not normalised. All channels and examples get the same
+    The map is ``ReLU(sum_k w_k A^k)``, in the layer's space, not normalised. All channels and examples share the same
     noise. With ``authors_code=True`` the standard deviation of the noise is ``(stdevs / r)**2``, at most 1000: for
-    ``"map"``, ``r`` is the range of ``Up(A^k)``, which is then not normalised; for ``"input"``, that of ``x * H^k``. A
-    channel's weight is 0 if its noisy input gives no finite score.
-    Cost for each example: one forward row and ``n_samples`` masked rows for each live channel.
+    ``"map"``, ``r`` is the range of ``Up(A^k)``, which is then not normalised; for ``"input"``, ``r`` is the range of
+    ``x * H^k``. Scores that are not finite are replaced by 0.
+    Cost per example: one forward sample and ``n_samples`` masked samples per live channel.
 
     More details in the paper: H. Wang, R. Naidu, J. Michael, S. S. Kundu, "SS-CAM: Smoothed Score-CAM for Sharper
     Visual Feature Localization", 2020, https://arxiv.org/abs/2006.14255
@@ -143,17 +145,17 @@ class LayerSSCAM(RepeatedMasksCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        n_samples (int, optional): The number of noisy versions of each masked input.
+        n_samples (int, optional): Number of noisy versions of each masked input.
             Default: 35
-        stdevs (float, optional): The noise's standard deviation, in units of the normalised map or of the
-            (normalised) input.
+        stdevs (float, optional): Standard deviation of the noise, in units of the normalised map or of the input
+            as given.
             Default: 2.0
-        noise (str, optional): What is noisy, the ``"map"`` that masks or the masked ``"input"``.
+        noise (str, optional): Where the noise is added: to the ``"map"`` used as mask, or to the masked ``"input"``.
             Default: ``"map"``
         {authors_code}
         {score_fn}
             Default: ``"softmax"``
-        seed (int, optional): Of the noise; the global generator is not touched.
+        seed (int, optional): Seed of the noise. The global random generator is not used.
             Default: 0
         {reshape_arg}
         """
@@ -165,7 +167,7 @@ class LayerSSCAM(RepeatedMasksCAM):
 
     @property
     def copies(self) -> int:
-        """Versions of the input for each channel."""
+        """Number of versions of the input per channel."""
         return self.n_samples
 
     def _changes(self) -> Changes:
@@ -181,7 +183,7 @@ class LayerSSCAM(RepeatedMasksCAM):
                 low, high = signal.flatten(1).aminmax(dim=1)
                 spread = (high - low).reshape(-1, *[1] * (signal.dim() - 1))
                 deviation = torch.where(spread > 0, self.stdevs / torch.where(spread > 0, spread, 1.0), 0.0)
-                deviation = deviation.clamp(max=_LOUDEST**0.5) ** 2
+                deviation = deviation.clamp(max=_LARGEST_STDEV**0.5) ** 2
             return signal + deviation * drawn[shape][copies.to(signal.device)]
 
         def masks(maps: Tensor, copies: Tensor, size: Sequence[int]) -> Tensor:
@@ -193,12 +195,12 @@ class LayerSSCAM(RepeatedMasksCAM):
 
 
 class LayerISCAM(RepeatedMasksCAM):
-    r"""IS-CAM: a channel weighs the score of the input that it shows, averaged while the mask is turned up.
+    r"""IS-CAM: Score-CAM with each channel's score averaged over masks of increasing strength.
 
     With ``H^k = N(Up(A^k))`` the weights are ``w_k = mean_i p(x * H^k * i / n_steps)``, ``i = 1, ..., n_steps``, and
-    the map ``ReLU(sum_k w_k A^k)``, in the layer's space, not normalised. With ``authors_code=True``
-    the masks add up, so that the input is scaled by ``0.1, 0.3, 0.6, ..., 5.5``.
-    Cost for each example: one forward row and ``n_steps`` masked rows for each live channel.
+    the map is ``ReLU(sum_k w_k A^k)``, in the layer's space, not normalised. With ``authors_code=True`` the masks are
+    accumulated, so that the factors of ``x * H^k`` are ``0.1, 0.3, 0.6, ..., 5.5`` for 10 steps.
+    Cost per example: one forward sample and ``n_steps`` masked samples per live channel.
 
     More details in the paper: R. Naidu, A. Ghosh, Y. Maurya, S. R. Nayak K, S. S. Kundu, "IS-CAM: Integrated
     Score-CAM for axiomatic-based explanations", 2020, https://arxiv.org/abs/2010.03023
@@ -229,7 +231,7 @@ class LayerISCAM(RepeatedMasksCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        n_steps (int, optional): The number of points on the path.
+        n_steps (int, optional): Number of masks per channel.
             Default: 10
         {authors_code}
         {score_fn}
@@ -242,7 +244,7 @@ class LayerISCAM(RepeatedMasksCAM):
 
     @property
     def copies(self) -> int:
-        """Versions of the input for each channel."""
+        """Number of versions of the input per channel."""
         return self.n_steps
 
     def _changes(self) -> Changes:
@@ -258,14 +260,15 @@ class LayerISCAM(RepeatedMasksCAM):
 
 
 class LayerGroupCAM(BackgroundCAM):
-    r"""Group-CAM: Grad-CAM maps of groups of channels, each weighted by what the network says of the part it shows.
+    r"""Group-CAM: Grad-CAM maps of groups of channels, weighted by the scores of inputs masked with them.
 
-    With ``a_k`` the mean gradient of channel ``k``, a group's map is ``M_l = ReLU(sum_{k in l} a_k A^k)``, of which
-    values up to the ``theta`` percentile become 0. It masks the input, with a blurred one behind it, and the group
-    weighs ``r_l = ReLU(p(masked) - p(blurred))``. The map is ``ReLU(sum_l r_l N(M_l))`` in the layer's space, where
-    ``N(M_l)`` is normalised by the range of the upsampled group map. A group without a live map costs no row.
-    With ``authors_code=True``, which is their latest, nothing is denoised and group maps are summed as they are.
-    Cost for each example: one forward and backward row, one row of the background and one for each group.
+    With ``a_k`` the mean gradient of channel ``k``, a group's map is ``M_l = ReLU(sum_{k in l} a_k A^k)``. Values up to
+    its ``theta`` percentile are set to 0. The map masks the input on a blurred background, and the group's weight is
+    ``r_l = ReLU(p(masked) - p(blurred))``. The result is ``ReLU(sum_l r_l N(M_l))`` in the layer's space, where
+    ``N(M_l)`` is normalised by the range of the upsampled group map. Groups whose map is constant take no masked
+    sample. With ``authors_code=True``, group maps are neither denoised nor normalised in the sum, as in the latest
+    version of the authors' code.
+    Cost per example: one forward and one backward sample, one sample of the background and one masked sample per group.
 
     More details in the paper: Q. Zhang, L. Rao, Y. Yang, "Group-CAM: Group Score-Weighted Visual Explanations for Deep
     Convolutional Networks", 2021, https://arxiv.org/abs/2103.13859
@@ -298,15 +301,15 @@ class LayerGroupCAM(BackgroundCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        groups (int, optional): How many groups; no more than there are channels.
+        groups (int, optional): Number of groups, at most the number of channels.
             Default: 32
-        grouping (str, optional): ``"chunks"`` of neighbouring channels, or ``"clusters"`` of similar maps
+        grouping (str, optional): Grouping of channels: ``"chunks"`` of neighbours, or ``"clusters"`` of similar maps
             (:func:`captum_fusion.functional.cluster_channels`).
             Default: ``"chunks"``
-        theta (float, optional): Percentile of each group map up to which it is set to 0.
+        theta (float, optional): Percentile of each group map up to which values are set to 0.
             Default: 70.0
-        background (str, optional): What shows where a mask is 0: ``"blur"``, the input under a Gaussian of
-            51 pixels and standard deviation 50, or ``"baseline"``, which is ``attribute``'s ``baselines``.
+        background (str, optional): Values where a mask is 0: ``"blur"``, the input blurred by a Gaussian kernel of
+            51 pixels and standard deviation 50, or ``"baseline"``, the ``baselines`` of ``attribute``.
             Default: ``"blur"``
         {authors_code}
         {score_fn}
@@ -338,7 +341,7 @@ class LayerGroupCAM(BackgroundCAM):
         def masks(chunk: slice, size: Sequence[int]) -> Tensor:
             raised = formulas.upsample(maps[examples[chunk], groups[chunk]].unsqueeze(1), size)
             low, high = raised.flatten(1).aminmax(dim=1)
-            if tuple(size) == tensor.passes.spatial_size:  # of several inputs, the first masked one's
+            if tuple(size) == tensor.passes.spatial_size:  # for several inputs, the first masked one
                 lowest[chunk], range_[chunk] = low, torch.where(high > low, high - low, 1.0)
             return formulas.normalize(raised)
 
@@ -353,22 +356,22 @@ class LayerGroupCAM(BackgroundCAM):
 
 
 class LayerDecomCAM(BackgroundCAM):
-    r"""DecomCAM: the strongest channels of a class, decomposed into a few independent maps, weighted by their scores.
+    r"""DecomCAM: the strongest channels of a class, decomposed into components weighted by their scores.
 
-    Of the ``channels`` channels with the largest mean gradient ``a_k`` the maps ``a_k A^k`` are decomposed by a
+    The maps ``a_k A^k`` of the ``channels`` channels with the largest mean gradient ``a_k`` are decomposed by a
     principal component analysis of the positions, as in the authors' code (the paper has a singular value decomposition
-    without centring). The positive part of each of the first ``components`` masks the
-    input, ``max(x m, blur(x) (1 - m))``, and weighs the score that it leaves (scores below 0.001 count as 0), divided
-    by the largest. The map is the weighted sum, in the layer's space, not normalised. A component's sign, which the
-    decomposition leaves open, is chosen so that its largest value by magnitude is positive. Scores are raw by default:
-    where no component leaves a positive one, the map is all zero.
+    without centring). The positive part of each of the first ``components`` components masks the input,
+    ``max(x m, blur(x) (1 - m))``. A component's weight is the score of its masked input divided by the largest such
+    score; scores below 0.001 are set to 0. The map is the weighted sum, in the layer's space, not normalised. The
+    decomposition does not determine a component's sign; it is chosen so that the value of largest magnitude is
+    positive. Scores are raw outputs by default. If no component has a positive score, the map is all zero.
 
-    ``weighting="softmax"``, with ``channels=100``, is the earlier Decom-CAM (Y. Yang et al., 2023) as its published
-    code has it: with ``s`` the score of a component's masked input minus that of the blurred input, it weighs
+    ``weighting="softmax"``, with ``channels=100``, is the earlier Decom-CAM (Y. Yang et al., 2023) as in its published
+    code: with ``s`` the score of a component's masked input minus that of the blurred input, the weight is
     ``s softmax(s)``, and the sum is followed by a ReLU.
 
-    Cost for each example: one forward and backward row and one masked row for each component (and one of the blurred
-    input for ``"softmax"``).
+    Cost per example: one forward and one backward sample, one masked sample per component, and one sample of the
+    blurred input for ``"softmax"``.
 
     More details in the paper: Y. Yang et al., "DecomCAM: Advancing Beyond Saliency Maps through Decomposition and
     Integration", 2024, https://arxiv.org/abs/2405.18882
@@ -399,14 +402,15 @@ class LayerDecomCAM(BackgroundCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        channels (int, optional): How many channels are decomposed; no more than there are.
+        channels (int, optional): Number of channels to decompose, at most the number of channels of the layer.
             Default: 500
-        components (int, optional): Into how many maps; no more than there are channels or positions.
+        components (int, optional): Number of components, at most the number of channels and of positions.
             Default: 10
-        weighting (str, optional): ``"scaled"`` scores, or the ``"softmax"`` of differences to the blurred input.
+        weighting (str, optional): Weights of the components: ``"scaled"`` scores, or the ``"softmax"`` weights of the
+            earlier method.
             Default: ``"scaled"``
-        background (str, optional): What shows where a mask is 0: ``"blur"``, the input under a Gaussian of
-            standard deviation 10, or ``"baseline"``, which is ``attribute``'s ``baselines``.
+        background (str, optional): Values where a mask is 0: ``"blur"``, the input blurred by a Gaussian of standard
+            deviation 10, or ``"baseline"``, the ``baselines`` of ``attribute``.
             Default: ``"blur"``
         {score_fn}
             Default: ``"identity"``
@@ -441,8 +445,8 @@ class LayerDecomCAM(BackgroundCAM):
             return torch.maximum(x * mask, base * (1 - mask))
 
         score_fn = formulas.score_function(self.score_fn)
-        found = tensor.masked_scores(masks, owners, score_fn, brighter)
-        scores = formulas.channel_table(live, owners, components, found)
+        scores = tensor.masked_scores(masks, owners, score_fn, brighter)
+        scores = formulas.channel_table(live, owners, components, scores)
         if self.weighting == "softmax":
             scores = scores - tensor.baseline_scores(score_fn).to(scores.device)[:, None]
             return formulas.weighted_activations(maps, scores * formulas.softmax_weights(scores, live))

@@ -1,4 +1,4 @@
-"""Region methods that change a layer's activations and run the rest of the network."""
+"""Region methods that replace a layer's activations and run the rest of the network."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from captum_fusion.functional import ScoreFn
 __all__ = ["LayerAblationCAM", "LayerFDCAM", "LayerReciproCAM", "LayerShapCAM"]
 
 
-#: What :class:`LayerShapCAM` returns with ``return_standard_error=True``.
+#: The result of :class:`LayerShapCAM` with ``return_standard_error=True``.
 _Pair = tuple[TensorOrTupleOfTensors, TensorOrTupleOfTensors]
 AttributionsWithErrors = _Pair | list[_Pair]
 
 
 class LayerAblationCAM(ReplacedCAM):
-    r"""Ablation-CAM: a channel weighs the drop in score when it is taken away.
+    r"""Ablation-CAM: channels weighted by the drop in score when they are removed.
 
     The weights are ``w_k = y - y_k``, where ``y_k`` is the score with channel ``k`` replaced by the baseline, and the
-    map is ``ReLU(sum_k w_k A^k)``, in the layer's space, not normalised. The paper divides by ``y``, which changes
-    nothing but the scale where ``y`` is positive, and turns the map upside down where it is not.
-    With ``groups`` several channels are taken away together and share a weight.
-    Cost for each example: one forward row, and for each channel (or group) that differs from the baseline a row of
-    the network from the layer on.
+    map is ``ReLU(sum_k w_k A^k)``, in the layer's space, not normalised. The paper divides the weights by ``y``. This
+    changes only the scale if ``y`` is positive, and inverts the map if ``y`` is negative.
+    With ``groups``, the channels of a group are removed together and share a weight.
+    Cost per example: one forward sample, and one sample from the layer on for each channel (or group) that differs from
+    the baseline.
 
     More details in the paper: S. Desai, H. G. Ramaswamy, "Ablation-CAM: Visual Explanations for Deep Convolutional
     Network via Gradient-free Localization", WACV 2020, https://doi.org/10.1109/WACV45572.2020.9093360
@@ -76,9 +76,9 @@ class LayerAblationCAM(ReplacedCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        groups (int, optional): How many groups of channels are taken away, instead of single channels.
+        groups (int, optional): Number of groups of channels to remove.
             Default: None (single channels)
-        grouping (str, optional): ``"clusters"`` of similar maps, or ``"chunks"`` of neighbouring channels.
+        grouping (str, optional): Grouping of channels: ``"clusters"`` of similar maps, or ``"chunks"`` of neighbours.
             Default: ``"clusters"``
         {score_fn}
             Default: ``"identity"``
@@ -99,9 +99,9 @@ class LayerAblationCAM(ReplacedCAM):
         examples, groups = matters.nonzero(as_tuple=True)
 
         def without(chunk: slice) -> Tensor:
-            taken = labels[examples[chunk]] == groups[chunk, None]
-            shape = (*taken.shape, *[1] * (activations.dim() - 2))
-            return torch.where(taken.reshape(shape), absent[examples[chunk]], activations[examples[chunk]])
+            removed = labels[examples[chunk]] == groups[chunk, None]
+            shape = (*removed.shape, *[1] * (activations.dim() - 2))
+            return torch.where(removed.reshape(shape), absent[examples[chunk]], activations[examples[chunk]])
 
         drops = tensor.clean_scores(score_fn)[examples] - tensor.replaced_scores(without, examples, score_fn)
         return formulas.weighted_activations(
@@ -110,15 +110,15 @@ class LayerAblationCAM(ReplacedCAM):
 
 
 class LayerReciproCAM(ReplacedCAM):
-    r"""Recipro-CAM: a position weighs the score that the layer's activations at this position alone leave.
+    r"""Recipro-CAM: each position's value is the score when only its activations are kept.
 
-    For every position the activations elsewhere, in all channels, are replaced by the baseline; the map holds the
-    scores, in the layer's space, not normalised. ``gaussian=True`` keeps the neighbours, too, each weighted by a 3 x 3
-    kernel (``[1 2 1; 2 4 2; 1 2 1] / 16`` in two dimensions), as OpenVINO's code does; the authors' spreads the
-    position's own activations over its neighbours.
-    Cost for each example: one forward row, and for each position a row of the network from the layer on.
+    For each position, the activations of all channels at all other positions are replaced by the baseline. The map
+    holds the resulting scores, in the layer's space, not normalised. With ``gaussian=True`` the neighbours are kept as
+    well, weighted by a 3 x 3 kernel (``[1 2 1; 2 4 2; 1 2 1] / 16`` in two dimensions), as in OpenVINO's code. The
+    authors' code instead spreads the position's own activations over its neighbours.
+    Cost per example: one forward sample, and one sample from the layer on for each position.
 
-    For a vision transformer (ViT-ReciproCAM), give the norm in front of the last block's attention, a
+    For a vision transformer (ViT-ReciproCAM), use the normalisation layer before the last block's attention, a
     ``reshape`` that keeps the class token, ``gaussian=True`` and ``score_fn="identity"``::
 
         LayerReciproCAM(
@@ -154,7 +154,7 @@ class LayerReciproCAM(ReplacedCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        gaussian (bool, optional): Keep the neighbours of a position, too, weighted by a Gaussian.
+        gaussian (bool, optional): Whether to keep a position's neighbours as well, weighted by a Gaussian kernel.
             Default: False
         {score_fn}
             Default: ``"softmax"``
@@ -173,22 +173,22 @@ class LayerReciproCAM(ReplacedCAM):
         difference = activations - absent
 
         def only(chunk: slice) -> Tensor:
-            spots = F.one_hot(where[chunk], positions).to(activations.dtype).reshape(-1, 1, *size)
-            kept = formulas.smooth_neighbours(spots) if self.gaussian else spots
+            single = F.one_hot(where[chunk], positions).to(activations.dtype).reshape(-1, 1, *size)
+            kept = formulas.smooth_neighbours(single) if self.gaussian else single
             return absent[examples[chunk]] + kept * difference[examples[chunk]]
 
         return tensor.replaced_scores(only, examples, score_fn).reshape(-1, 1, *size)
 
 
 class LayerFDCAM(ReplacedCAM):
-    r"""FD-CAM: channels weighted by their gradients and by what similar channels do to the score together.
+    r"""FD-CAM: channels weighted by their gradients and by the effect of groups of similar channels on the score.
 
-    The group of a channel are the channels whose cosine similarity to it exceeds the ``threshold`` quantile of all.
-    With ``f`` the score, ``s_k = f(group alone) + f(all) - f(all but the group)``; with ``n`` the min-max normalisation
-    over channels the weights are ``w_k = exp(n(s)_k) n(GAP g)_k - 0.5``, and the map is ``ReLU(sum_k w_k A^k)``, in the
-    layer's space, not normalised.
-    Cost for each example: one forward and backward row, and for each channel that is not dead 2 rows of the network
-    from the layer on (and 1 more where there are dead ones).
+    A channel's group consists of the channels whose cosine similarity to it exceeds the ``threshold`` quantile of all
+    similarities to it. With ``f`` the score, ``s_k = f(group alone) + f(all) - f(all but the group)``. With ``n`` the
+    min-max normalisation over channels, the weights are ``w_k = exp(n(s)_k) n(GAP g)_k - 0.5``, and the map is
+    ``ReLU(sum_k w_k A^k)``, in the layer's space, not normalised.
+    Cost per example: one forward and one backward sample, and two samples from the layer on for each channel with a
+    group, plus one if any channel has none. The group of a dead channel is empty.
 
     More details in the paper: H. Li, Z. Li, R. Ma, T. Wu, "FD-CAM: Improving Faithfulness and Discriminability of
     Visual Explanation for CNNs", ICPR 2022, https://arxiv.org/abs/2206.08792
@@ -218,7 +218,7 @@ class LayerFDCAM(ReplacedCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        threshold (float, optional): Quantile of the similarities to a channel above which others belong to its
+        threshold (float, optional): Quantile of the similarities to a channel above which channels belong to its
             group, 0 to 1.
             Default: 0.95
         {score_fn}
@@ -234,10 +234,10 @@ class LayerFDCAM(ReplacedCAM):
     def _map(self, tensor: LayerTensor) -> Tensor:
         activations, absent, score_fn = tensor.activations, tensor.absent, formulas.score_function(self.score_fn)
         groups = formulas.similar_channels(activations, self.threshold)
-        found = groups.any(2)
-        examples, channels = found.nonzero(as_tuple=True)
-        empty = (~found).any(1).nonzero()[:, 0]
-        # For each example: its groups alone, everything but them, and nothing at all where a group is empty.
+        grouped = groups.any(2)
+        examples, channels = grouped.nonzero(as_tuple=True)
+        empty = (~grouped).any(1).nonzero()[:, 0]
+        # The samples of an example: each group alone, all channels but the group, and no channel if a group is empty.
         owners = torch.cat([examples, examples, empty])
         order = owners.argsort(stable=True)
         picked = torch.cat([channels, channels, torch.zeros_like(empty)])[order]
@@ -252,22 +252,23 @@ class LayerFDCAM(ReplacedCAM):
 
         scores = tensor.replaced_scores(switched, owners, score_fn)
         alone, others = (
-            formulas.channel_table(found, owners[kind == i], picked[kind == i], scores[kind == i]) for i in (0, 1)
+            formulas.channel_table(grouped, owners[kind == i], picked[kind == i], scores[kind == i]) for i in (0, 1)
         )
-        nothing = scores.new_zeros(len(found)).index_put((owners[kind == 2],), scores[kind == 2])
-        total = torch.where(found, alone + tensor.clean_scores(score_fn)[:, None] - others, nothing[:, None])
+        nothing = scores.new_zeros(len(grouped)).index_put((owners[kind == 2],), scores[kind == 2])
+        total = torch.where(grouped, alone + tensor.clean_scores(score_fn)[:, None] - others, nothing[:, None])
         gradients = formulas.at_least_float32(tensor.gradients).flatten(2).mean(2)
         weights = formulas.normalize(total).exp() * formulas.normalize(gradients) - 0.5
         return formulas.weighted_activations(activations, weights)
 
 
 class LayerShapCAM(ReplacedCAM):
-    r"""Shap-CAM: the Shapley value of every position of the layer, all of its channels together.
+    r"""Shap-CAM: the Shapley value of each position of the layer, over all channels at once.
 
-    The players are the positions; the value of a set of them is the score with the others replaced by the baseline.
-    The values are estimated from ``n_samples`` random orders, the same for every example, and add up to the score
-    minus that of the baseline whatever their number. The map holds them signed, in the layer's space, not normalised.
-    Cost for each example: 2 rows and ``n_samples * (positions - 1)`` rows of the network from the layer on.
+    The players are the positions. The value of a set of positions is the score with all other positions replaced by the
+    baseline. The Shapley values are estimated from ``n_samples`` random orders, which are the same for all examples.
+    For any number of orders they sum to the score minus the baseline's score. The map is signed, in the layer's space,
+    not normalised.
+    Cost per example: one forward sample, and ``n_samples * (positions - 1) + 1`` samples from the layer on.
 
     More details in the paper: Q. Zheng, Z. Wang, J. Zhou, J. Lu, "Shap-CAM: Visual Explanations for Convolutional
     Neural Networks based on Shapley Value", ECCV 2022, https://arxiv.org/abs/2208.03608
@@ -304,11 +305,11 @@ class LayerShapCAM(ReplacedCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        n_samples (int, optional): How many random orders of the positions.
+        n_samples (int, optional): Number of random orders of the positions.
             Default: 25
         {score_fn}
             Default: ``"softmax"``
-        seed (int, optional): Of the orders; the global generator is not touched.
+        seed (int, optional): Seed of the orders. The global random generator is not used.
             Default: 0
         {reshape_arg}
         """
@@ -363,13 +364,13 @@ class LayerShapCAM(ReplacedCAM):
         Args:
             {shared_args}
             {replaced_args}
-            return_standard_error (bool, optional): Also return the standard error of each estimate.
+            return_standard_error (bool, optional): Whether to return the standard errors of the estimates as well.
                 Default: False
 
         Returns:
             {layer_returns}
-            - **standard errors** (of the same form): With ``return_standard_error=True``, as the second of a pair;
-                NaN for a single sample.
+            - **standard errors** (of the same form): With ``return_standard_error=True``, as the second element of a
+                pair. NaN if ``n_samples`` is 1.
 
         Raises:
             {raises}
@@ -392,7 +393,7 @@ class LayerShapCAM(ReplacedCAM):
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
         )
-        results = [tuple(format_result(each) for each in zip(*tensors, strict=True)) for tensors in pairs]
+        results = [tuple(format_result(part) for part in zip(*tensors, strict=True)) for tensors in pairs]
         result: Attributions | AttributionsWithErrors = self._per_layer(
             [pair if return_standard_error else pair[0] for pair in results]
         )
@@ -401,19 +402,17 @@ class LayerShapCAM(ReplacedCAM):
     def _maps(
         self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines = 0
     ) -> list[tuple[Tensor, ...]]:
-        estimates = self._estimates(passes, evaluations, 0 if baselines is None else baselines)
-        return [tuple(value for value, _ in pairs) for pairs in estimates]
+        return [tuple(value for value, _ in pairs) for pairs in self._estimates(passes, evaluations, baselines)]
 
     def _estimates(
         self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines
     ) -> list[list[tuple[Tensor, Tensor]]]:
         return [
-            [self._estimate(tensor) for tensor in tensors]
-            for tensors in self._tensors(passes, evaluations, 0 if baselines is None else baselines)
+            [self._estimate(tensor) for tensor in tensors] for tensors in self._tensors(passes, evaluations, baselines)
         ]
 
     def _estimate(self, tensor: LayerTensor) -> tuple[Tensor, Tensor]:
-        """Values and their standard errors, each (N, 1, *spatial)."""
+        """Values and their standard errors, (N, 1, *spatial) each."""
         activations, absent, score_fn = tensor.activations, tensor.absent, formulas.score_function(self.score_fn)
         size, device = tuple(activations.shape[2:]), activations.device
         positions, number = math.prod(size), len(activations)
@@ -421,8 +420,8 @@ class LayerShapCAM(ReplacedCAM):
         orders = torch.stack(
             [torch.randperm(positions, generator=generator, device="cpu") for _ in range(self.n_samples)]
         )
-        ranks = orders.argsort(1).to(device)  # (samples, positions): when a position joins
-        # The empty set, then every sample's sets of 1 to positions - 1; the full set's score is known.
+        ranks = orders.argsort(1).to(device)  # (samples, positions): the step at which a position is added
+        # The empty set, then each sample's sets of 1 to positions - 1 positions. The score of the full set is known.
         steps = [(0, 0)] + [(sample, n) for sample in range(self.n_samples) for n in range(1, positions)]
         samples, sizes = torch.tensor(steps, device=device).unbind(1)
         examples = torch.arange(number, device=device).repeat_interleave(len(steps))
@@ -432,9 +431,9 @@ class LayerShapCAM(ReplacedCAM):
             present = (ranks[samples[chunk]] < sizes[chunk, None]).reshape(-1, 1, *size)
             return torch.where(present, activations[examples[chunk]], absent[examples[chunk]])
 
-        found = tensor.replaced_scores(partly, examples, score_fn).reshape(number, -1)
-        empty, full = found[:, :1, None], tensor.clean_scores(score_fn).to(found.device)[:, None, None]
-        between = found[:, 1:].reshape(number, self.n_samples, positions - 1)
+        scores = tensor.replaced_scores(partly, examples, score_fn).reshape(number, -1)
+        empty, full = scores[:, :1, None], tensor.clean_scores(score_fn).to(scores.device)[:, None, None]
+        between = scores[:, 1:].reshape(number, self.n_samples, positions - 1)
         gains = torch.cat([empty.expand(-1, self.n_samples, 1), between, full.expand(-1, self.n_samples, 1)], 2).diff(
             dim=2
         )

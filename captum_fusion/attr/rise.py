@@ -1,4 +1,4 @@
-"""RISE: random masks, and no layer."""
+"""RISE: random masks of the input, without a layer."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ __all__ = ["RISE"]
 
 
 class RISE(PerturbationAttribution, SeveralTargets):
-    r"""RISE: an input's pixels weigh the mean score of random masks that let them show. Needs no layer.
+    r"""RISE: each pixel's value is the mean score of the randomly masked inputs that show it. Needs no layer.
 
-    A mask is a random grid of zeros and ones, stretched to slightly more than the input's size and shifted at random:
-    ``L = sum_i p(x * m_i) m_i / (n_masks E[m])``. All examples get the same masks, which are made a few at a time.
-    Cost for each example: one forward row and ``n_masks`` masked rows.
+    The map is ``L = sum_i p(x * m_i) m_i / (n_masks E[m])``. A mask is a random grid of zeros and ones, upsampled to
+    slightly more than the input's size and cropped at a random shift. All examples share the same masks, which are
+    created a chunk at a time.
+    Cost per example: one forward sample and ``n_masks`` masked samples.
 
     More details in the paper: V. Petsiuk, A. Das, K. Saenko, "RISE: Randomized Input Sampling for Explanation of
     Black-box Models", BMVC 2018, https://arxiv.org/abs/1806.07421
@@ -60,16 +61,16 @@ class RISE(PerturbationAttribution, SeveralTargets):
         seed: int = 0,
     ) -> None:
         """Args:
-        forward_func (callable): The model, or any function of the inputs.
-        n_masks (int, optional): How many masks; the paper has 4000 for VGG-16 and 8000 for ResNet-50.
+        forward_func (callable): Model, or function of the inputs.
+        n_masks (int, optional): Number of masks. The paper uses 4000 for VGG-16 and 8000 for ResNet-50.
             Default: 4000
-        grid_size (int, optional): Cells of the random grid along each spatial dimension.
+        grid_size (int, optional): Number of grid cells along each spatial dimension.
             Default: 7
-        probability (float, optional): Of a cell to show the input.
+        probability (float, optional): Probability that a cell shows the input.
             Default: 0.5
         {score_fn}
             Default: ``"softmax"``
-        seed (int, optional): Of the masks; the global generator is not touched.
+        seed (int, optional): Seed of the masks. The global random generator is not used.
             Default: 0
         """
         if not callable(forward_func):
@@ -100,33 +101,35 @@ class RISE(PerturbationAttribution, SeveralTargets):
         """Explain a batch.
 
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): What to explain, with dimension 0 counting the N examples. A tuple
-                where the network takes several tensors; its tensors are aligned along dimension 0.
-            target (int, tuple, Tensor or list, optional): Which output to explain, with captum's meaning.
+            inputs (Tensor or tuple[Tensor, ...]): Inputs to explain. Dimension 0 is the batch of N examples. A tuple if
+                the network takes several tensors, which are aligned along dimension 0.
+            target (int, tuple, Tensor or list, optional): Output to explain, in captum's format.
                 Default: None
-            additional_forward_args (Any, optional): Further arguments of ``forward_func``, a tuple or a single one.
-                Tensors whose first dimension is N belong to the examples and follow them into masked rows.
+            additional_forward_args (Any, optional): Further arguments of ``forward_func``: a tuple or a single value.
+                Tensors whose first dimension is N belong to the examples, and every masked sample gets the entry of
+                its example.
                 Default: None
-            baselines (float, Tensor, tuple or None, optional): What shows where a mask is 0: a number, a tensor of an
-                input's shape (or with first dimension 1), or a tuple with one of these for each input.
+            baselines (float, Tensor, tuple or None, optional): Replacement values where a mask is 0: a number, a tensor
+                of an input's shape (or with first dimension 1), or a tuple with one of these for each input.
                 Default: 0
-            mask_inputs (sequence of int, optional): Which of several inputs are masked, all by the same masks.
+            mask_inputs (sequence of int, optional): Indices of the inputs to mask. All get the same masks.
                 Default: None (the first floating point input with spatial dimensions, and those of its rank)
-            perturbations_per_eval (int, optional): At most this many masked rows per example in one call of the
-                network. None times the first rows to find a fast chunk and layout.
+            perturbations_per_eval (int, optional): Maximum number of masked samples per example in one call of the
+                network. None chooses a fast number and layout by timing the first samples. The result is the same up to
+                rounding. Nothing is timed if a number is given or ``torch.use_deterministic_algorithms(True)`` is set.
                 Default: None
-            show_progress (bool, optional): Show a bar that counts masked rows.
+            show_progress (bool, optional): Show a progress bar that counts masked samples.
                 Default: False
 
         Returns:
             *Tensor* or *tuple[Tensor, ...]* of **attributions**:
-            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of the inputs' shapes and dtypes, detached, the
-                same in every channel; zeros for inputs that are not masked. A tuple if ``inputs`` is one.
+            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of the inputs' shapes and dtypes, detached,
+                identical in all channels; zeros for inputs that are not masked. A tuple if ``inputs`` is one.
 
         Raises:
-            AssertionError: If the target does not select one output for each example.
-            ValueError: If an argument has a bad value, or no input has spatial dimensions.
-            TypeError: If an argument has a bad type, or ``forward_func`` does not return a tensor.
+            AssertionError: If the target does not select one output per example.
+            ValueError: If an argument has an invalid value, or no input has spatial dimensions.
+            TypeError: If an argument has an invalid type, or ``forward_func`` does not return a tensor.
 
         Examples::
 
@@ -147,14 +150,14 @@ class RISE(PerturbationAttribution, SeveralTargets):
                 bar=bar,
             )
             maps = self._maps(passes)
-        found = tuple(
+        attributions = tuple(
             maps[i].to(x.dtype).expand_as(x).contiguous() if i in maps else torch.zeros_like(x)
             for i, x in enumerate(passes.call.inputs)
         )
-        return found if isinstance(inputs, tuple) else found[0]
+        return attributions if isinstance(inputs, tuple) else attributions[0]
 
     def _maps(self, passes: Passes) -> dict[int, Tensor]:
-        """The map of each masked input, (N, 1, *spatial), by its index."""
+        """The map of each masked input, (N, 1, *spatial), by the index of the input."""
         inputs = passes.call.inputs
         sizes = {i: tuple(inputs[i].shape[2:]) for i in passes.masking.indices}
         device, number = passes.device, passes.examples
@@ -163,7 +166,8 @@ class RISE(PerturbationAttribution, SeveralTargets):
         owners = torch.arange(number, device=device).repeat(self.n_masks)
         numbers = torch.arange(self.n_masks, device="cpu").repeat_interleave(number)
 
-        newest: dict[tuple[int, int, tuple[int, ...]], Tensor] = {}  # of one chunk, which is masked and then weighed
+        # The masks of the current chunk, which are needed twice: to mask the inputs and to sum the weighted masks.
+        newest: dict[tuple[int, int, tuple[int, ...]], Tensor] = {}
 
         def masks(chunk: slice, size: Sequence[int]) -> Tensor:
             key = chunk.start, chunk.stop, tuple(size)
@@ -183,7 +187,7 @@ class RISE(PerturbationAttribution, SeveralTargets):
         return {i: total / (self.n_masks * self.probability) for i, total in totals.items()}
 
     def _draw(self, dims: int) -> tuple[Tensor, Tensor]:
-        """Grids (n_masks, 1, *cells) of zeros and ones, and shifts (n_masks, dims) in shares of a cell."""
+        """Grids (n_masks, 1, *cells) of zeros and ones, and shifts (n_masks, dims) as fractions of a cell."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
         shape = (self.n_masks, 1, *[self.grid_size] * dims)
         grids = (torch.rand(shape, generator=generator, device="cpu") < self.probability).float()

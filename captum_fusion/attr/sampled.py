@@ -1,4 +1,4 @@
-"""Gradient methods that differentiate at several changed copies of the input."""
+"""Gradient methods that compute gradients at several perturbed copies of the input."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = ["LayerAugmentedGradCAM", "LayerIntegratedGradCAM", "LayerSmoothGradCA
 class LayerSmoothGradCAMPlusPlus(SampledCAM):
     r"""Smooth Grad-CAM++: Grad-CAM++ with derivatives averaged over noisy copies of the input.
 
-    With the means over copies ``D1, D2, D3`` of ``g, g**2, g**3`` the pixel weights are
-    ``alpha = D2 / (2 D2 + D3 sum_ab A_ab)`` (the paper prints ``D1`` in the numerator, which does not reduce to
-    Grad-CAM++), the channel weights ``w_k = sum alpha ReLU(D1)``, and the map ``ReLU(sum_k w_k A^k)`` with the
-    activations of the input as it is, in the layer's space, not normalised. All examples get the same noise.
-    Cost for each example: 1 forward row, and ``n_samples`` forward and backward rows.
+    With ``D1, D2, D3`` the means over copies of ``g, g**2, g**3``, the pixel weights are
+    ``alpha = D2 / (2 D2 + D3 sum_ab A_ab)`` and the channel weights ``w_k = sum alpha ReLU(D1)``. The paper prints
+    ``D1`` in the numerator of ``alpha``, which does not reduce to Grad-CAM++. The map is ``ReLU(sum_k w_k A^k)`` with
+    the activations of the original input, in the layer's space, not normalised. All examples share the same noise.
+    Cost per example: one forward sample, and ``n_samples`` forward and backward samples.
 
     More details in the paper: D. Omeiza, S. Speakman, C. Cintas, K. Weldemariam, "Smooth Grad-CAM++: An Enhanced
     Inference Level Visualization Technique for Deep Convolutional Neural Network Models", 2019,
@@ -66,11 +66,11 @@ class LayerSmoothGradCAMPlusPlus(SampledCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        n_samples (int, optional): The number of noisy copies.
+        n_samples (int, optional): Number of noisy copies.
             Default: 4
-        stdevs (float, optional): The noise's standard deviation, in units of the (normalised) input.
+        stdevs (float, optional): Standard deviation of the noise, in units of the input as given.
             Default: 0.3
-        seed (int, optional): Of the noise; the global generator is not touched.
+        seed (int, optional): Seed of the noise. The global random generator is not used.
             Default: 0
         {reshape_arg}
         """
@@ -89,17 +89,17 @@ class LayerSmoothGradCAMPlusPlus(SampledCAM):
                 noises[index] = torch.randn(self.n_samples, *x.shape[1:], generator=generator, device="cpu").to(x)
             return x + self.stdevs * noises[index][copies]
 
-        sums = [[formulas.precise(t).new_zeros(3, *t.shape) for t in each.activations] for each in evaluations]
+        sums = [[formulas.precise(t).new_zeros(3, *t.shape) for t in layer.activations] for layer in evaluations]
         copies = passes.perturbed(self.layers, self.device_ids, noisy, self.n_samples, grad_kwargs=grad_kwargs)
-        for examples, _, found in copies:
-            for layer_sums, evaluation in zip(sums, found, strict=True):
+        for examples, _, perturbed in copies:
+            for layer_sums, evaluation in zip(sums, perturbed, strict=True):
                 for powers, gradient in zip(layer_sums, evaluation.gradients or (), strict=True):
                     precise = formulas.precise(gradient)
                     for exponent in (1, 2, 3):
                         powers[exponent - 1].index_add_(0, examples.to(precise.device), precise**exponent)
         return [
-            tuple(_smooth_map(a, p / self.n_samples) for a, p in zip(each.activations, layer_sums, strict=True))
-            for each, layer_sums in zip(evaluations, sums, strict=True)
+            tuple(_smooth_map(a, p / self.n_samples) for a, p in zip(layer.activations, layer_sums, strict=True))
+            for layer, layer_sums in zip(evaluations, sums, strict=True)
         ]
 
 
@@ -114,11 +114,11 @@ class LayerIntegratedGradCAM(SampledCAM):
 
     With ``x_t = X_b + t (x - X_b)`` the map is the integral over ``t`` from 0 to 1 of
     ``ReLU(sum_k GAP(g^k(x_t)) (A^k(x_t) - A^k(X_b)))``, in the layer's space, not normalised.
-    Cost for each example: 2 forward rows, and ``n_steps`` forward and backward rows.
+    Cost per example: two forward samples, and ``n_steps`` forward and backward samples.
 
     More details in the paper: S. Sattarzadeh et al., "Integrated Grad-CAM: Sensitivity-Aware Visual Explanation of
     Deep Convolutional Networks via Integrated Gradient-Based Scoring", ICASSP 2021, https://arxiv.org/abs/2102.07805.
-    The authors' code sums over ``t = 0, ..., m - 1`` and takes 0 for the baseline's activations.
+    The authors' code sums over ``t = 0, ..., m - 1`` and uses 0 as the baseline's activations.
 
     Examples::
 
@@ -152,9 +152,9 @@ class LayerIntegratedGradCAM(SampledCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        n_steps (int, optional): The number of points on the path.
+        n_steps (int, optional): Number of points on the path.
             Default: 50
-        rule (str, optional): Captum's approximation of the integral: ``"riemann_left"``, ``"riemann_right"``,
+        rule (str, optional): Captum's rule for approximating the integral: ``"riemann_left"``, ``"riemann_right"``,
             ``"riemann_middle"``, ``"riemann_trapezoid"`` or ``"gausslegendre"``.
             Default: ``"riemann_middle"``
         {reshape_arg}
@@ -183,7 +183,7 @@ class LayerIntegratedGradCAM(SampledCAM):
 
         Args:
             {shared_args}
-            baselines (float, Tensor, tuple or None, optional): Where the path begins: a number, a tensor of an
+            baselines (float, Tensor, tuple or None, optional): Start of the path: a number, a tensor of an
                 input's shape (or with first dimension 1), or a tuple with one of these for each input.
                 Default: 0
             {sampled_args}
@@ -227,41 +227,46 @@ class LayerIntegratedGradCAM(SampledCAM):
         def at_base(index: int, x: Tensor, base: float | Tensor, copies: Tensor) -> Tensor:
             return torch.zeros_like(x) + base
 
-        starts = [[formulas.at_least_float32(t).new_zeros(t.shape) for t in each.activations] for each in evaluations]
-        for examples, _, found in passes.perturbed(self.layers, self.device_ids, at_base, 1, gradients=False):
-            for start, evaluation in zip(starts, found, strict=True):
-                for rows, activations in zip(start, evaluation.activations, strict=True):
-                    rows[examples.to(rows.device)] = activations.to(rows)
+        starts = [[formulas.at_least_float32(t).new_zeros(t.shape) for t in layer.activations] for layer in evaluations]
+        for examples, _, at_start in passes.perturbed(self.layers, self.device_ids, at_base, 1, gradients=False):
+            for start, evaluation in zip(starts, at_start, strict=True):
+                for base, activations in zip(start, evaluation.activations, strict=True):
+                    base[examples.to(base.device)] = activations.to(base)
         sums = [[t.new_zeros(t.shape[0], 1, *t.shape[2:]) for t in start] for start in starts]
         perturbed = passes.perturbed(self.layers, self.device_ids, on_path, self.n_steps, grad_kwargs=grad_kwargs)
-        for examples, copies, found in perturbed:
-            for total, start, evaluation in zip(sums, starts, found, strict=True):
+        for examples, copies, on_path_pass in perturbed:
+            for total, start, evaluation in zip(sums, starts, on_path_pass, strict=True):
                 for into, base, activations, gradients in zip(
                     total, start, evaluation.activations, evaluation.gradients or (), strict=True
                 ):
-                    rows = examples.to(base.device)
+                    owners = examples.to(base.device)
                     step = base.new_tensor(step_sizes)[copies.to(base.device)].reshape(-1, *[1] * (base.dim() - 1))
-                    difference = formulas.at_least_float32(activations) - base[rows]
-                    into.index_add_(0, rows, step * formulas.grad_cam(difference, gradients).relu())
+                    difference = formulas.at_least_float32(activations) - base[owners]
+                    into.index_add_(0, owners, step * formulas.grad_cam(difference, gradients).relu())
         return [
-            tuple(t.to(a.dtype) for t, a in zip(total, each.activations, strict=True))
-            for total, each in zip(sums, evaluations, strict=True)
+            tuple(t.to(a.dtype) for t, a in zip(total, layer.activations, strict=True))
+            for total, layer in zip(sums, evaluations, strict=True)
         ]
 
 
 class LayerAugmentedGradCAM(SampledCAM):
-    r"""Augmented Grad-CAM: a fine map, put together from Grad-CAMs of slightly moved copies of the image.
+    r"""Augmented Grad-CAM: a high-resolution map from the Grad-CAMs of rotated and shifted copies of the image.
 
-    The image is rotated and shifted at random ``n_samples`` times, the first copy being the image itself, the same for
-    every example; zeros fill what comes into sight. The coarse Grad-CAMs of the copies see the object at slightly
-    different places of their grid. ``combination="super_resolution"`` divides each by its maximum, leaves empty ones
-    out, and finds the map that explains them all,
+    The image is rotated and shifted at random to give ``n_samples`` copies; the first copy is the image itself. All
+    examples share the same transformations, and pixels from outside the image are zero. The Grad-CAMs of the copies
+    sample the object at slightly different positions.
+
+    ``combination="super_resolution"`` divides each Grad-CAM by its maximum, leaves out those that are all zero, and
+    computes the map that fits the others best,
     ``argmin_h sum_l |D T_l h - g_l|^2 + 0.002 L TV(h) + 0.0001 L |h|^2``
-    (:func:`captum_fusion.functional.super_resolve`; the authors' ``D`` picks pixels where this one averages);
-    ``"mean"`` and ``"max"`` upsample the Grad-CAMs, move them back and combine them pixel by pixel. The map is in the
-    input's space, in [0, 1], and never part of a graph. Images only (two spatial dimensions).
-    Cost for each example: 1 forward row and ``n_samples`` forward and backward rows; the super-resolution takes
-    seconds an image on a CPU.
+    (:func:`captum_fusion.functional.super_resolve`). Here ``D`` averages over the cells of the coarse map; in the
+    authors' code it picks single pixels. ``"mean"`` and ``"max"`` upsample the Grad-CAMs, transform them back and
+    combine them pixel by pixel.
+
+    The map is in the input's space, in [0, 1], and never part of a graph. The method supports images only (two spatial
+    dimensions).
+    Cost per example: one forward sample, and ``n_samples`` forward and backward samples. The super-resolution takes
+    seconds per image on a CPU.
 
     More details in the paper: P. Morbidelli, D. Carrera, B. Rossi, P. Fragneto, G. Boracchi, "Augmented Grad-CAM:
     Heat-Maps Super Resolution Through Augmentation", ICASSP 2020, https://doi.org/10.1109/ICASSP40776.2020.9054416
@@ -301,17 +306,17 @@ class LayerAugmentedGradCAM(SampledCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        n_samples (int, optional): How many copies, the image itself included.
+        n_samples (int, optional): Number of copies, including the image itself.
             Default: 100
-        rotation (float, optional): Largest rotation, in radians.
+        rotation (float, optional): Maximum rotation, in radians.
             Default: 0.5
-        shift (float, optional): Largest shift, as a share of the width and height.
+        shift (float, optional): Maximum shift, as a fraction of the width and height.
             Default: 30 / 224
-        combination (str, optional): ``"super_resolution"``, ``"mean"`` or ``"max"``.
+        combination (str, optional): How the Grad-CAMs are combined: ``"super_resolution"``, ``"mean"`` or ``"max"``.
             Default: ``"super_resolution"``
-        n_iterations (int, optional): Steps of Adam, with a rate of 0.001, of the super-resolution.
+        n_iterations (int, optional): Number of Adam steps of the super-resolution. The learning rate is 0.001.
             Default: 200
-        seed (int, optional): Of the augmentations; the global generator is not touched.
+        seed (int, optional): Seed of the transformations. The global random generator is not used.
             Default: 0
         {reshape_arg}
         """
@@ -326,7 +331,7 @@ class LayerAugmentedGradCAM(SampledCAM):
     ) -> list[tuple[Tensor, ...]]:
         size = passes.spatial_size
         if len(size) != 2:
-            raise ValueError(f"layer: Augmented Grad-CAM moves images, with two spatial dimensions, not {len(size)}")
+            raise ValueError(f"layer: Augmented Grad-CAM needs inputs with two spatial dimensions, not {len(size)}")
         generator = torch.Generator("cpu").manual_seed(self.seed)
         draws = 2 * torch.rand(self.n_samples, 3, generator=generator, device="cpu") - 1
         draws[0] = 0
@@ -338,12 +343,15 @@ class LayerAugmentedGradCAM(SampledCAM):
             return F.grid_sample(formulas.at_least_float32(x), grid, mode="bilinear", align_corners=False)
 
         coarse = [
-            [formulas.at_least_float32(t).new_zeros(t.shape[0], self.n_samples, *t.shape[2:]) for t in each.activations]
-            for each in evaluations
+            [
+                formulas.at_least_float32(t).new_zeros(t.shape[0], self.n_samples, *t.shape[2:])
+                for t in layer.activations
+            ]
+            for layer in evaluations
         ]
         perturbed = passes.perturbed(self.layers, self.device_ids, moved, self.n_samples, grad_kwargs=grad_kwargs)
-        for examples, copies, found in perturbed:
-            for into, evaluation in zip(coarse, found, strict=True):
+        for examples, copies, moved_pass in perturbed:
+            for into, evaluation in zip(coarse, moved_pass, strict=True):
                 for maps, activations, gradients in zip(
                     into, evaluation.activations, evaluation.gradients or (), strict=True
                 ):
@@ -352,7 +360,7 @@ class LayerAugmentedGradCAM(SampledCAM):
                     )
         dtype = passes.dtype
         return [
-            tuple(self._combine(maps, angles, moves, size).to(dtype).contiguous() for maps in each) for each in coarse
+            tuple(self._combine(maps, angles, moves, size).to(dtype).contiguous() for maps in layer) for layer in coarse
         ]
 
     def _combine(self, maps: Tensor, angles: Tensor, moves: Tensor, size: Sequence[int]) -> Tensor:
@@ -363,13 +371,13 @@ class LayerAugmentedGradCAM(SampledCAM):
             grids = formulas.affine_grids(angles, moves, size).to(maps.device)
             weights = 0.002 * self.n_samples, 0.0001 * self.n_samples
             return formulas.normalize(formulas.super_resolve(shares, grids, *weights, self.n_iterations))
-        # The inverse of "rotate, then shift" in the sampling coordinates: shift back, turned, and rotate back.
+        # The inverse of "rotate, then shift" in sampling coordinates: the rotated negative shift, and a rotation back.
         cos, sin, aspect = angles.cos(), angles.sin(), size[0] / size[1]
         back = -torch.stack(
             [cos * moves[:, 0] + sin * aspect * moves[:, 1], -sin / aspect * moves[:, 0] + cos * moves[:, 1]], 1
         )
         grids = formulas.affine_grids(-angles, back, size).to(maps)
         raised = formulas.upsample(maps.transpose(0, 1), size)
-        there = F.grid_sample(raised, grids, mode="bilinear", align_corners=False).transpose(0, 1)
-        combined = there.mean(1, keepdim=True) if self.combination == "mean" else there.amax(1, keepdim=True)
+        aligned = F.grid_sample(raised, grids, mode="bilinear", align_corners=False).transpose(0, 1)
+        combined = aligned.mean(1, keepdim=True) if self.combination == "mean" else aligned.amax(1, keepdim=True)
         return formulas.normalize(combined)

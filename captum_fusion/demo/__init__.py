@@ -1,20 +1,20 @@
-"""A small trained network and a few test scenes, to try explanations on without a download.
+"""A small trained network and test scenes, for trying out explanations without a download.
 
 The scenes are 96 x 96 images with zero, one or two handwritten digits among distractors. The masks of the digits are
-exact, so the part of an explanation that falls on the right object can be measured.
+exact, so the share of an explanation on the right object can be measured.
 
-The digits are real: the test set of "Optical Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak
-(UCI Machine Learning Repository, https://doi.org/10.24432/C50P49, licensed under CC BY 4.0), as carried by
-``sklearn.datasets.load_digits``. They were enlarged, recoloured and pasted into scenes; the bundled scenes are shared
-under CC BY 4.0, too. Everything else in them is drawn by :mod:`captum_fusion.demo.drawing`. A pixel belongs to a digit
-where the digit's ink covers more than 0.3 of it.
+The digits are real: the test set of "Optical Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak (UCI
+Machine Learning Repository, https://doi.org/10.24432/C50P49, licensed under CC BY 4.0), as carried by
+``sklearn.datasets.load_digits``. They were enlarged, recoloured and pasted into scenes. The bundled scenes are licensed
+under CC BY 4.0 as well. Everything else in them is drawn by :mod:`captum_fusion.demo.drawing`. A pixel belongs to a
+digit if the digit's ink covers more than 0.3 of it.
 
 The network was trained by ``python -m captum_fusion.demo.train`` from scratch, with the first 1397 of the 1797 digits.
-Its target is the softmax distribution over the digits that are visible: all on one digit, half on each of two, and
-uniform where there is none. Some training scenes are partly faded to the mean colour or to a blurred copy, as
-explanation methods do; digits hidden that way do not count. The other 400 digits are for testing. The bundled scenes
-show some of them; they are the first of seeded streams of test scenes, except that the network names their digits and
-that no digit appears twice in scenes of the same kind (:func:`captum_fusion.demo.train.bundle`).
+The target of training is a distribution over the visible digits: 1 for a single digit, 1/2 for each of two, and uniform
+if there is none. Some training scenes are partly faded to the mean colour or to a blurred copy, as in explanation
+methods; digits hidden in this way are not visible. The other 400 digits are for testing. The bundled scenes show some
+of them. They are the first of seeded streams of test scenes whose digits the network recognises, without repeating a
+digit among the scenes of a kind (:func:`captum_fusion.demo.train.bundle`).
 
 Example::
 
@@ -53,26 +53,26 @@ CLASSES: tuple[str, ...] = ("zero", "one", "two", "three", "four", "five", "six"
 """Names of the ten classes."""
 
 MEAN = (0.49, 0.50, 0.49)
-"""Mean of the red, green and blue of training scenes, in [0, 1]."""
+"""Mean of the red, green and blue channels of the training scenes, in [0, 1]."""
 
 STD = (0.29, 0.29, 0.29)
-"""Their standard deviation."""
+"""Standard deviation of these channels."""
 
 WEIGHTS = Path(__file__).with_name("digit_scenes.safetensors")
-"""The weights of :func:`load_model`."""
+"""Path of the weights that :func:`load_model` loads."""
 
 SCENES = Path(__file__).with_name("scenes")
-"""The folder of :func:`load_scenes`."""
+"""Folder of the scenes that :func:`load_scenes` loads."""
 
 
 class Scene(NamedTuple):
-    """An image and where its digits are.
+    """An image and the masks of its digits.
 
     Attributes:
-        name: what :func:`scene_path` finds it by.
+        name: name for :func:`scene_path`.
         image: float32 (3, 96, 96) in [0, 1].
         labels: class index of each digit, all different.
-        masks: where each digit is, bool (len(labels), 96, 96).
+        masks: mask of each digit, bool (len(labels), 96, 96).
     """
 
     name: str
@@ -98,7 +98,7 @@ def load_model() -> DigitSceneNet:
 
 
 def load_scenes() -> list[Scene]:
-    """Load the bundled test scenes: those with two digits, then those with one, then one without any.
+    """Load the bundled test scenes: first those with two digits, then those with one, then one without digits.
 
     Returns:
         The scenes, on the CPU.
@@ -119,7 +119,7 @@ def load_scenes() -> list[Scene]:
 
 
 def scene_path(name: str) -> Path:
-    """Find the image file of a bundled scene.
+    """Return the path of a bundled scene's image file.
 
     Args:
         name: the scene's name.
@@ -128,7 +128,7 @@ def scene_path(name: str) -> Path:
         The path of a PNG file.
 
     Raises:
-        ValueError: there is no such scene.
+        ValueError: if there is no scene of that name.
 
     Example::
 
@@ -137,7 +137,7 @@ def scene_path(name: str) -> Path:
     """
     path = SCENES / f"{name}.png"
     if not path.is_file():
-        raise ValueError(f"no scene is named {name!r}; load_scenes() has {[scene.name for scene in load_scenes()]}")
+        raise ValueError(f"name must be one of {[scene.name for scene in load_scenes()]}, not {name!r}")
     return path
 
 
@@ -148,7 +148,7 @@ def preprocess(images: Tensor) -> Tensor:
         images: float (N, 3, H, W) or (3, H, W) in [0, 1].
 
     Returns:
-        float (N, 3, 96, 96), resized if need be and normalised with :data:`MEAN` and :data:`STD`.
+        float (N, 3, 96, 96), resized if necessary and normalised with :data:`MEAN` and :data:`STD`.
 
     Example::
 
@@ -164,6 +164,6 @@ def preprocess(images: Tensor) -> Tensor:
 
 
 def _read(path: Path) -> Tensor:
-    """Read an image: uint8 (H, W, 3), or bool (H, W) if it has one bit a pixel."""
+    """Read an image: uint8 (H, W, 3), or bool (H, W) if it has one bit per pixel."""
     with Image.open(path) as image:
         return torch.from_numpy(np.array(image))

@@ -1,7 +1,7 @@
 """Draws the scenes: handwritten digits pasted among distractors on a textured background.
 
-Only training and ``python -m captum_fusion.demo.train --scenes`` draw scenes; using the demonstration reads the bundled
-ones. Every function takes its own random generator, so the same generator state gives the same scene.
+Only training and ``python -m captum_fusion.demo.train --scenes`` draw scenes; :func:`captum_fusion.demo.load_scenes`
+reads the bundled ones. Every function takes a random generator, so the same generator state gives the same scene.
 """
 
 import colorsys
@@ -16,10 +16,10 @@ SIZE = 96
 """Height and width of a scene, in pixels."""
 
 TRAIN_DIGITS = 1397
-"""The digits of ``load_digits`` before this index are for training, the other 400 for testing."""
+"""Number of digits of ``load_digits`` used for training. The other 400 are for testing."""
 
 MASK_THRESHOLD = 0.3
-"""A pixel belongs to a digit where the digit's ink covers more than this part of it."""
+"""A pixel belongs to a digit if the digit's ink covers more than this fraction of it."""
 
 Colour = NDArray[np.float32]  # (3,): red, green and blue in [0, 1]
 
@@ -28,7 +28,7 @@ class Digits(NamedTuple):
     """Handwritten digits to paste.
 
     Attributes:
-        images: ink, uint8 (N, 8, 8) from 0 to 255.
+        images: amount of ink, uint8 (N, 8, 8) from 0 to 255.
         labels: int64 (N,) from 0 to 9.
     """
 
@@ -41,8 +41,8 @@ class Drawing(NamedTuple):
 
     Attributes:
         image: uint8 (96, 96, 3).
-        labels: what its digits are, all different.
-        masks: where they are, bool (len(labels), 96, 96).
+        labels: class index of each digit, all different.
+        masks: mask of each digit, bool (len(labels), 96, 96).
     """
 
     image: NDArray[np.uint8]
@@ -51,13 +51,13 @@ class Drawing(NamedTuple):
 
 
 def load_digits() -> tuple[Digits, Digits]:
-    """Read the real handwritten digits that scikit-learn carries.
+    """Read the handwritten digits of scikit-learn.
 
     Returns:
-        The digits to train with and those to test with.
+        The training digits and the test digits.
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: if scikit-learn is not installed.
 
     Example::
 
@@ -83,7 +83,7 @@ def draw_scene(digits: Digits, count: int, rng: np.random.Generator) -> Drawing:
 
     Args:
         digits: the digits to choose from.
-        count: how many of them to paste: 0, 1 or 2 (of different classes).
+        count: number of digits to paste: 0, 1 or 2 (of different classes).
         rng: source of all randomness.
 
     Returns:
@@ -124,7 +124,7 @@ def smooth_noise(cells: int, rng: np.random.Generator) -> NDArray[np.float32]:
         rng: source of the randomness.
 
     Returns:
-        float (96, 96) that spans exactly [0, 1].
+        float (96, 96) with minimum 0 and maximum 1.
 
     Example::
 
@@ -151,7 +151,7 @@ class _Box(NamedTuple):
 
 
 def _place(count: int, rng: np.random.Generator) -> list[_Box]:
-    """Choose boxes that do not overlap: one after the other along a random axis, anywhere across it."""
+    """Choose boxes that do not overlap: in sequence along a random axis, at random positions across it."""
     sizes = rng.uniform(26, 46 if count == 1 else 42, size=count)
     gaps = rng.dirichlet(np.ones(count + 1)) * (SIZE - 6 - sizes.sum())
     along = 3 + np.cumsum(gaps[:count]) + np.cumsum(sizes) - sizes / 2
@@ -162,7 +162,7 @@ def _place(count: int, rng: np.random.Generator) -> list[_Box]:
 
 
 def _ink(digit: NDArray[np.uint8], box: _Box, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Enlarge a digit into its box, slightly rotated and slanted; return how much of each pixel its ink covers."""
+    """Enlarge a digit into its box, slightly rotated and slanted, and return the ink coverage of each pixel."""
     angle, slant, stretch = rng.uniform(-0.17, 0.17), rng.uniform(-0.12, 0.12), rng.uniform(0.9, 1.1)
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     to_digit = (8 / box.size) * np.diag([1 / stretch, 1]) @ np.array([[1, slant], [0, 1]]) @ rotation
@@ -209,8 +209,8 @@ def _texture(base: Colour, rng: np.random.Generator) -> NDArray[np.float32]:
 def _add_distractors(
     canvas: NDArray[np.float32], base: Colour, boxes: list[_Box], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Scatter small shapes outside of the digits' boxes."""
-    scale = 2  # drawn larger and averaged, for smooth edges
+    """Scatter small shapes outside the digits' boxes."""
+    scale = 2  # drawn at a larger scale and averaged, for smooth edges
     pixels = Image.fromarray(np.round(canvas.clip(0, 1) * 255).astype(np.uint8))
     pixels = pixels.resize((SIZE * scale, SIZE * scale), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(pixels)
@@ -228,7 +228,7 @@ def _add_distractors(
 def _draw_distractor(
     draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, colour: tuple[int, int, int], rng: np.random.Generator
 ) -> None:
-    """Draw something that looks like a part of a digit at most."""
+    """Draw a shape that resembles at most a part of a digit."""
     angle = rng.uniform(0, 2 * math.pi)
     square = (x - radius, y - radius, x + radius, y + radius)
     width = round(radius * rng.uniform(0.25, 0.6))

@@ -4,11 +4,11 @@ from torch import Tensor, nn
 
 
 class DigitSceneNet(nn.Module):
-    """A plain convolutional network that names the handwritten digits of a scene.
+    """A plain convolutional network that classifies the handwritten digits of a scene.
 
-    Four stages of convolution, batch normalisation and ReLU halve a 96 x 96 image three times. The last one,
-    ``stage4``, puts out 96 channels of 12 x 12 cells, each of which sees 61 x 61 pixels: a whole digit, and less than
-    the whole scene. It is followed by nothing but global average pooling and one linear layer.
+    It has four stages of convolution, batch normalisation and ReLU, and halves a 96 x 96 image three times. The last
+    stage, ``stage4``, has 96 channels of 12 x 12 cells. The receptive field of a cell is 61 x 61 pixels: a whole digit,
+    but less than the whole scene. Global average pooling and one linear layer follow.
 
     Example::
 
@@ -29,7 +29,7 @@ class DigitSceneNet(nn.Module):
         self.classifier = nn.Linear(96, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score the ten digits.
+        """Compute the scores of the ten digits.
 
         Args:
             images: float (N, 3, 96, 96), normalised as :func:`captum_fusion.demo.preprocess` does.

@@ -24,19 +24,19 @@ from captum_fusion.demo.model import DigitSceneNet
 
 BATCH = 32
 
-# First words of the seeds of the random generators, which keep these streams of scenes apart.
+# First elements of the random generators' seeds, which separate these streams of scenes.
 TRAINING, TESTING, BUNDLING = range(3)
 
 
 class TrainingScenes(Dataset[tuple[Tensor, Tensor]]):
-    """Endlessly different training scenes; each is drawn when asked for, from its index alone.
+    """Training scenes, drawn on access. A scene depends only on the seed and its index.
 
-    Item ``i`` is a preprocessed image, float32 (3, 96, 96), and the wanted probabilities, float32 (10,).
+    Item ``i`` is a preprocessed image, float32 (3, 96, 96), and the target probabilities, float32 (10,).
 
     Args:
         digits: the digits to draw scenes with.
         length: number of scenes.
-        seed: another seed gives other scenes.
+        seed: seed of the scenes.
 
     Example::
 
@@ -77,8 +77,8 @@ def fade(scene: Drawing, rng: np.random.Generator) -> tuple[Tensor, NDArray[np.b
         rng: source of all randomness.
 
     Returns:
-        The image, float32 (3, 96, 96) in [0, 1], and which digits remain visible, bool (digits,). None is left half
-        visible.
+        The image, float32 (3, 96, 96) in [0, 1], and which digits remain visible, bool (digits,). No digit is
+        half visible.
 
     Example::
 
@@ -105,7 +105,7 @@ def _blobs(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _box(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw a mask that hides a box or all but a box, float (96, 96) in [0, 1]."""
+    """Draw a mask that hides a box or everything outside a box, float (96, 96) in [0, 1]."""
     mask = np.zeros((SIZE, SIZE), dtype=np.float32)
     top, left = rng.integers(-20, SIZE - 20, size=2)
     height, width = rng.integers(20, 80, size=2)
@@ -114,7 +114,7 @@ def _box(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _featureless(scene: Drawing, rng: np.random.Generator) -> Tensor:
-    """Blur a scene beyond recognition, or replace it by one colour."""
+    """Blur a scene beyond recognition, or replace it with one colour."""
     if rng.random() < 0.5:
         return _blurred(scene, radius=rng.uniform(14, 30))
     colour = torch.tensor(demo.MEAN if rng.random() < 0.3 else rng.random(3), dtype=torch.float32)
@@ -134,9 +134,9 @@ def train(digits: Digits, steps: int, seed: int) -> DigitSceneNet:
     """Train the network from scratch.
 
     Args:
-        digits: the digits to train with.
+        digits: the training digits.
         steps: number of optimiser steps, each with 32 new scenes.
-        seed: of the initial weights and of the scenes.
+        seed: seed of the initial weights and of the scenes.
 
     Returns:
         The trained network, in evaluation mode.
@@ -166,17 +166,17 @@ def train(digits: Digits, steps: int, seed: int) -> DigitSceneNet:
 
 
 def named(model: nn.Module, scenes: list[Drawing]) -> list[bool]:
-    """Check whether the network names all digits of each scene.
+    """Check whether the network recognises all digits of each scene.
 
-    A scene with n digits is named if they are its n most probable classes. A scene without digits is named if no class
-    has a probability above 0.5.
+    A scene with n digits is recognised if they are its n most probable classes. A scene without digits is recognised if
+    no class has a probability above 0.5.
 
     Args:
         model: the network.
         scenes: the scenes.
 
     Returns:
-        One value for each scene.
+        One value per scene.
 
     Example::
 
@@ -194,13 +194,13 @@ def named(model: nn.Module, scenes: list[Drawing]) -> list[bool]:
 
 
 def accuracy(model: nn.Module, digits: Digits, count: int, seed: int, scenes: int = 2000) -> float:
-    """Measure which part of random test scenes the network names all digits of.
+    """Measure the fraction of random test scenes in which the network recognises all digits.
 
     Args:
         model: the network.
-        digits: the digits to test with.
+        digits: the test digits.
         count: number of digits in each scene: 0, 1 or 2.
-        seed: of the scenes.
+        seed: seed of the scenes.
         scenes: number of scenes.
 
     Returns:
@@ -219,15 +219,15 @@ def accuracy(model: nn.Module, digits: Digits, count: int, seed: int, scenes: in
 def bundle(model: nn.Module, digits: Digits, folder: Path, seed: int) -> None:
     """Write test scenes and their masks as PNG files, and ``scenes.json`` with their names and labels.
 
-    These are the first five scenes with two digits, the first two with one and the first with none, each of a random
-    stream of its own. Left out are scenes that the network does not name and those with a digit that an earlier scene
-    of the stream shows; so the five together show all ten digits.
+    These are the first five scenes with two digits, the first two with one and the first with none, each kind from its
+    own random stream. Scenes that the network does not recognise, and scenes with a digit of an earlier scene of the
+    stream, are left out. The five scenes with two digits therefore show all ten digits.
 
     Args:
         model: the trained network.
-        digits: the digits to test with.
-        folder: where to write. The scenes of an earlier run are removed first; other files stay.
-        seed: of the scenes.
+        digits: the test digits.
+        folder: output folder. The scenes of an earlier run are removed first; other files stay.
+        seed: seed of the scenes.
 
     Example::
 
@@ -287,7 +287,7 @@ def main() -> None:
     model = train(training_digits, options.steps, options.seed)
     safetensors.torch.save_file(model.state_dict(), options.output)
     for count, scenes in ((1, "one digit"), (2, "two digits"), (0, "no digit")):
-        print(f"test scenes with {scenes} named right: {accuracy(model, test_digits, count, options.seed):.1%}")
+        print(f"test scenes with {scenes} recognised: {accuracy(model, test_digits, count, options.seed):.1%}")
     if options.scenes is not None:
         bundle(model, test_digits, options.scenes, options.seed)
 

@@ -1,7 +1,7 @@
-"""The formulas: pure tensor functions on maps, activations and gradients.
+"""The formulas: pure tensor functions of maps, activations and gradients.
 
-Nothing here knows a model or captum. Every function treats each example (dimension 0) by itself, computes in at
-least float32, returns finite numbers for finite input and never divides by zero.
+The functions do not depend on a model or on captum. They treat each example (dimension 0) independently, compute in at
+least float32, return finite numbers for finite inputs and never divide by zero.
 
 References:
     [1] H. Dekdegue, M. Garouani, J. Mothe, J. Bernigaud, "Fusion-CAM", arXiv:2603.05386, 2026.

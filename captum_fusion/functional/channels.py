@@ -14,7 +14,7 @@ from captum_fusion.functional.scores import contribution
 
 
 def live_channels(activations: Tensor) -> Tensor:
-    """Which channels vary over space. One that does not (all zero after a ReLU, say) can mask nothing.
+    """Which channels vary over space. Constant channels, such as those that are all zero after a ReLU, cannot mask.
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
@@ -32,10 +32,10 @@ def live_channels(activations: Tensor) -> Tensor:
 
 
 def channel_pairs(live: Tensor) -> tuple[Tensor, Tensor]:
-    """Example and channel of every live channel: the first of all examples, then the second, and so on.
+    """Examples and channels of all live channels: first the first live channel of every example, then the second, ...
 
     Args:
-        live (Tensor): bool, of shape (N, K).
+        live (Tensor): Live channels, bool, of shape (N, K).
 
     Returns:
         tuple[Tensor, Tensor]: Examples and channels, int64, of shape (P,) each.
@@ -52,13 +52,13 @@ def channel_pairs(live: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def channel_table(live: Tensor, examples: Tensor, channels: Tensor, values: Tensor) -> Tensor:
-    """Values of (example, channel) pairs as a table, 0 for all other channels.
+    """Values of (example, channel) pairs as a table, with 0 for all other channels.
 
     Args:
-        live (Tensor): bool, of shape (N, K).
-        examples (Tensor): int64, of shape (P,).
-        channels (Tensor): int64, of shape (P,).
-        values (Tensor): Of shape (P,).
+        live (Tensor): Live channels, bool, of shape (N, K). Only its shape is used.
+        examples (Tensor): Example of each pair, int64, of shape (P,).
+        channels (Tensor): Channel of each pair, int64, of shape (P,).
+        values (Tensor): Value of each pair, of shape (P,).
 
     Returns:
         Tensor: Of shape (N, K), in the dtype of ``values``.
@@ -73,14 +73,14 @@ def channel_table(live: Tensor, examples: Tensor, channels: Tensor, values: Tens
 
 
 def weighted_activations(activations: Tensor, weights: Tensor) -> Tensor:
-    """ReLU of the sum over channels of weight times activation: the last line of Score-CAM [3] and its kin.
+    """ReLU of the sum over channels of weight times activation, the last step of Score-CAM [3] and similar methods.
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
-        weights (Tensor): Of shape (N, K).
+        weights (Tensor): Channel weights, of shape (N, K).
 
     Returns:
-        Tensor: Of shape ``(N, 1, *spatial)``, not negative.
+        Tensor: Of shape ``(N, 1, *spatial)``, non-negative.
 
     Examples::
 
@@ -93,16 +93,17 @@ def weighted_activations(activations: Tensor, weights: Tensor) -> Tensor:
 
 
 def softmax_weights(scores: Tensor, live: Tensor) -> Tensor:
-    """Score-CAM's weights [3, algorithm 1]: softmax over an example's live channels of their masked scores.
+    """Score-CAM's weights [3, algorithm 1]: softmax of the masked scores over an example's live channels.
 
-    The paper's increase over the baseline is the same, since the baseline's score cancels in the softmax.
+    The paper uses the increase over the baseline. The result is the same, because the baseline's score cancels in the
+    softmax.
 
     Args:
-        scores (Tensor): Raw score of the input under each channel's mask, of shape (N, K); ignored where not live.
-        live (Tensor): bool, of shape (N, K): :func:`live_channels`.
+        scores (Tensor): Raw score of the input masked by each channel, of shape (N, K). Ignored for dead channels.
+        live (Tensor): Live channels, bool, of shape (N, K), see :func:`live_channels`.
 
     Returns:
-        Tensor: Of shape (N, K), each row summing to 1; zeros for dead channels and for rows without a live one.
+        Tensor: Of shape (N, K). The weights of an example's live channels sum to 1; those of dead channels are 0.
 
     Examples::
 
@@ -117,12 +118,12 @@ def increase_weights(scores: Tensor, baseline: Tensor, live: Tensor) -> Tensor:
     """ReLU of each live channel's increase in score over the baseline.
 
     Args:
-        scores (Tensor): Score of the input under each channel's mask, of shape (N, K); ignored where not live.
+        scores (Tensor): Score of the input masked by each channel, of shape (N, K). Ignored for dead channels.
         baseline (Tensor): Score of the baseline, of shape (N,).
-        live (Tensor): bool, of shape (N, K): :func:`live_channels`.
+        live (Tensor): Live channels, bool, of shape (N, K), see :func:`live_channels`.
 
     Returns:
-        Tensor: Of shape (N, K), not negative.
+        Tensor: Of shape (N, K), non-negative.
 
     Examples::
 
@@ -133,11 +134,11 @@ def increase_weights(scores: Tensor, baseline: Tensor, live: Tensor) -> Tensor:
 
 
 def chunk_channels(activations: Tensor, groups: int) -> Tensor:
-    """Contiguous groups of channels, as equal as can be: Group-CAM's [9].
+    """Contiguous groups of channels of nearly equal size, as in Group-CAM [9].
 
     Args:
         activations (Tensor): Of shape ``(N, K, *spatial)``.
-        groups (int): How many groups; no more than there are channels.
+        groups (int): Number of groups, at most the number of channels.
 
     Returns:
         Tensor: int64, of shape (N, K): the group of each channel, from 0 to ``min(groups, K) - 1``.
@@ -155,13 +156,13 @@ def chunk_channels(activations: Tensor, groups: int) -> Tensor:
 def cluster_channels(activations: Tensor, groups: int, iterations: int = 20) -> Tensor:
     """Groups of channels with similar maps: k-means on the maps normalised to [0, 1].
 
-    The first centre is the channel with the largest norm, each further one the channel farthest from those before,
-    so that nothing is random.
+    The initialisation is deterministic: the first centre is the channel with the largest norm, and each further centre
+    is the channel farthest from the centres before it.
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
-        groups (int): How many groups; no more than there are channels.
-        iterations (int): Of Lloyd's algorithm, at most. Default: 20
+        groups (int): Number of groups, at most the number of channels.
+        iterations (int): Maximum number of iterations of Lloyd's algorithm. Default: 20
 
     Returns:
         Tensor: int64, of shape (N, K): the group of each channel.
@@ -186,7 +187,7 @@ def cluster_channels(activations: Tensor, groups: int, iterations: int = 20) -> 
     labels = torch.full_like(norms, -1, dtype=torch.long)
     for _ in range(iterations):
         before = labels
-        # |m - c|^2 without |m|^2, which is the same for all centres.
+        # |m - c|^2 without |m|^2, which is equal for all centres.
         labels = (centres.square().sum(2)[:, None] - 2 * maps @ centres.transpose(1, 2)).argmin(2)
         if torch.equal(labels, before):
             break
@@ -197,7 +198,7 @@ def cluster_channels(activations: Tensor, groups: int, iterations: int = 20) -> 
     return labels
 
 
-#: The ways of grouping channels, by name.
+#: Functions that group channels, by name.
 GROUPINGS: dict[str, Callable[[Tensor, int], Tensor]] = {"chunks": chunk_channels, "clusters": cluster_channels}
 
 
@@ -205,9 +206,9 @@ def members(labels: Tensor, groups: int, of: Tensor | None = None) -> Tensor:
     """Which channels belong to each group.
 
     Args:
-        labels (Tensor): int64, of shape (N, K): the group of each channel.
-        groups (int): How many groups there are.
-        of (Tensor, optional): bool, of shape (N, K): count these channels only. Default: None
+        labels (Tensor): Group of each channel, int64, of shape (N, K).
+        groups (int): Number of groups.
+        of (Tensor, optional): Channels to include, bool, of shape (N, K). Default: None (all)
 
     Returns:
         Tensor: bool, of shape (N, groups, K).
@@ -218,20 +219,20 @@ def members(labels: Tensor, groups: int, of: Tensor | None = None) -> Tensor:
         tensor([[[ True, False,  True],
                  [False,  True, False]]])
     """
-    found = labels[:, None] == torch.arange(groups, device=labels.device)[:, None]
-    return found if of is None else found & of[:, None]
+    belongs = labels[:, None] == torch.arange(groups, device=labels.device)[:, None]
+    return belongs if of is None else belongs & of[:, None]
 
 
 def similar_channels(activations: Tensor, quantile: float) -> Tensor:
-    """FD-CAM's groups: the channels whose cosine similarity to a channel exceeds a quantile of all similarities to it.
+    """FD-CAM's groups: channels whose cosine similarity to a channel exceeds a quantile of all similarities to it.
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
-        quantile (float): From 0 to 1.
+        quantile (float): Quantile, 0 to 1.
 
     Returns:
-        Tensor: bool, of shape (N, K, K): whether the second channel is in the first one's group. The group of a
-        channel that is all zero is empty.
+        Tensor: bool, of shape (N, K, K): whether the second channel is in the first one's group. Channels that are all
+        zero have an empty group.
 
     Examples::
 
@@ -244,7 +245,7 @@ def similar_channels(activations: Tensor, quantile: float) -> Tensor:
     norms = flat.norm(dim=2, keepdim=True)
     flat = torch.where(norms > 0, flat / torch.where(norms > 0, norms, 1.0), 0.0)
     groups = torch.empty(*flat.shape[:2], flat.shape[1], dtype=torch.bool, device=flat.device)
-    for into, maps in zip(groups, flat, strict=True):  # one at a time: K * K numbers are many
+    for into, maps in zip(groups, flat, strict=True):  # one at a time, because K * K similarities take much memory
         similarity = maps @ maps.T
         threshold = percentile(similarity, 100 * quantile)
         torch.gt(similarity, threshold + FLOOR * threshold.abs(), out=into)
@@ -256,12 +257,12 @@ def group_maps(activations: Tensor, labels: Tensor, weights: Tensor, groups: int
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
-        labels (Tensor): int64, of shape (N, K): the group of each channel.
-        weights (Tensor): Of shape (N, K), the mean gradients.
-        groups (int): How many groups there are.
+        labels (Tensor): Group of each channel, int64, of shape (N, K).
+        weights (Tensor): Mean gradients, of shape (N, K).
+        groups (int): Number of groups.
 
     Returns:
-        Tensor: Of shape ``(N, groups, *spatial)``, not negative.
+        Tensor: Of shape ``(N, groups, *spatial)``, non-negative.
 
     Examples::
 
@@ -276,14 +277,14 @@ def group_maps(activations: Tensor, labels: Tensor, weights: Tensor, groups: int
 
 
 def principal_component(activations: Tensor, center: bool = False) -> Tensor:
-    """Eigen-CAM [10]: the activations' positions, projected on the first right singular vector of their channels.
+    """Eigen-CAM [10]: the activations at each position, projected on the first right singular vector.
 
-    A singular vector has no sign of its own. It is chosen so that the map's sum is positive, or, where the sum is 0
-    up to rounding, so that its largest value by magnitude is.
+    The decomposition does not determine the sign of a singular vector. It is chosen so that the sum of the map is
+    positive or, if the sum is 0 up to rounding, so that the value of largest magnitude is positive.
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
-        center (bool): Subtract each channel's mean first, as in a principal component analysis. Default: False
+        center (bool): Whether to subtract each channel's mean first, as in principal component analysis. Default: False
 
     Returns:
         Tensor: Of shape ``(N, 1, *spatial)``, signed.
@@ -301,17 +302,18 @@ def principal_component(activations: Tensor, center: bool = False) -> Tensor:
 
 
 def principal_components(activations: Tensor, number: int, center: bool = True) -> Tensor:
-    """The positions of the activations in the directions of their first singular vectors.
+    """The activations at each position, projected on the first right singular vectors.
 
-    A singular vector has no sign of its own; each map's largest value by magnitude is made positive.
+    The decomposition does not determine the signs. They are chosen so that each map's value of largest magnitude is
+    positive.
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
-        number (int): How many; no more than there are channels or positions.
-        center (bool): Subtract each channel's mean first.
+        number (int): Number of components, at most the number of channels and of positions.
+        center (bool): Whether to subtract each channel's mean first. Default: True
 
     Returns:
-        Tensor: Of shape ``(N, min(number, K, positions), *spatial)``, in the order of falling singular values.
+        Tensor: Of shape ``(N, min(number, K, positions), *spatial)``, in descending order of singular values.
 
     Examples::
 
@@ -324,6 +326,6 @@ def principal_components(activations: Tensor, number: int, center: bool = True) 
     if center:
         table = table - table.mean(1, keepdim=True)
     left, values, _ = torch.linalg.svd(table, full_matrices=False)
-    found: Tensor = (left * values[:, None])[:, :, :number].transpose(1, 2)
-    found = found * found.gather(2, found.abs().argmax(2, keepdim=True)).sign()
-    return found.reshape(*found.shape[:2], *activations.shape[2:]).to(activations.dtype)
+    maps: Tensor = (left * values[:, None])[:, :, :number].transpose(1, 2)
+    maps = maps * maps.gather(2, maps.abs().argmax(2, keepdim=True)).sign()
+    return maps.reshape(*maps.shape[:2], *activations.shape[2:]).to(activations.dtype)

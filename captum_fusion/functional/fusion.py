@@ -1,4 +1,4 @@
-"""Fusion: denoising, the union of two maps, and the fusion by similarity."""
+"""Fusion: denoising, the union of two maps, and similarity-based fusion."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from captum_fusion.functional.maps import FLOOR, at_least_float32, percentile, s
 
 
 def denoise_gradients(gradients: Tensor, theta: float) -> Tensor:
-    """UnionCAM's denoising [2, eq. 1]: in every channel, gradients below its ``theta`` percentile become 0.
+    """UnionCAM's denoising [2, eq. 1]: gradients below the ``theta`` percentile of their channel are set to 0.
 
     Args:
-        gradients (Tensor): Signed, of shape ``(N, K, *spatial)``.
-        theta (float): In percent, 0 to 100. 0 changes nothing.
+        gradients (Tensor): Signed gradients, of shape ``(N, K, *spatial)``.
+        theta (float): Percentile, 0 to 100. 0 changes nothing.
 
     Returns:
-        Tensor: Of the same shape. A spatially constant channel stays as it is, for every ``theta``.
+        Tensor: Of the same shape. Spatially constant channels are unchanged for every ``theta``.
 
     Examples::
 
@@ -29,22 +29,22 @@ def denoise_gradients(gradients: Tensor, theta: float) -> Tensor:
 
 
 def union_gradient_map(activations: Tensor, gradients: Tensor, theta: float = 10.0, alpha: str = "sum") -> Tensor:
-    """UnionCAM's gradient map [2, eqs. 1 to 3] from denoised gradients, pixel by pixel.
+    """UnionCAM's gradient map [2, eqs. 1 to 3], computed pixel by pixel from denoised gradients.
 
-    Eq. 3 of the paper can be read in two ways. ``alpha="sum"``, the reading of every known code, divides the positive
-    gradients of a channel by their sum, which gives every channel with a positive gradient the same total weight: for
+    Eq. 3 of the paper can be read in two ways. ``alpha="sum"``, the reading of all known code, divides the positive
+    gradients of a channel by their sum. Every channel with a positive gradient then has the same total weight, and for
     a network that ends in global pooling the map hardly depends on the class. ``alpha="count"`` divides by their
-    number, the plain meaning of "average coefficient", and keeps the magnitudes.
+    number, the literal meaning of "average coefficient", and keeps the magnitudes.
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
         gradients (Tensor): d score / d activations, of the same shape.
         theta (float): Percentile of :func:`denoise_gradients`, 0 to 100. Default: 10
-        alpha (str): ``"sum"`` or ``"count"``. Default: ``"sum"``
+        alpha (str): Reading of eq. 3, ``"sum"`` or ``"count"``. Default: ``"sum"``
 
     Returns:
-        Tensor: Of shape ``(N, 1, *spatial)``. Channels whose positive gradients do not exceed 1e-6 of the example's
-        largest gradient count as without any.
+        Tensor: Of shape ``(N, 1, *spatial)``. Positive gradients of at most 1e-6 times the example's largest
+        gradient are treated as 0.
 
     Examples::
 
@@ -65,19 +65,19 @@ def union_gradient_map(activations: Tensor, gradients: Tensor, theta: float = 10
 
 
 def _at_least(values: Tensor, threshold: Tensor) -> Tensor:
-    """``values`` where they reach the threshold, else 0; ties within float noise reach it together."""
+    """``values`` that reach the threshold, 0 elsewhere. Values within rounding noise of the threshold are kept."""
     slack = FLOOR * values.abs().amax(-1, keepdim=True)
     return torch.where(values >= threshold - slack, values, 0.0)
 
 
 def denoise(maps: Tensor, theta: float) -> Tensor:
-    """Fusion-CAM's denoising [1]: values of the heat map below its ``theta`` percentile become 0.
+    """Fusion-CAM's denoising [1]: values of the map below its ``theta`` percentile are set to 0.
 
-    Ties stay. Where more than ``theta`` percent of a map are 0 already, nothing changes.
+    Values equal to the percentile are kept. If more than ``theta`` percent of a map are 0, nothing changes.
 
     Args:
-        maps (Tensor): Not negative, of shape ``(N, 1, *spatial)``.
-        theta (float): In percent, 0 to 100. 0 changes nothing.
+        maps (Tensor): Non-negative maps, of shape ``(N, 1, *spatial)``.
+        theta (float): Percentile, 0 to 100. 0 changes nothing.
 
     Returns:
         Tensor: Of the same shape.
@@ -92,11 +92,11 @@ def denoise(maps: Tensor, theta: float) -> Tensor:
 
 
 def contribution_weights(first: Tensor, second: Tensor) -> Tensor:
-    """Two contributions as weights that sum to 1: negative ones count as 0, and both are 1/2 where both vanish.
+    """Weights that sum to 1, from two contributions. Negative contributions are set to 0; two zeros give 1/2 each.
 
     Args:
-        first (Tensor): Of shape (N,).
-        second (Tensor): Of shape (N,).
+        first (Tensor): First contribution, of shape (N,).
+        second (Tensor): Second contribution, of shape (N,).
 
     Returns:
         Tensor: Of shape (N, 2), in [0, 1].
@@ -114,7 +114,7 @@ def contribution_weights(first: Tensor, second: Tensor) -> Tensor:
 
 
 def weigh(maps: tuple[Tensor, Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps of shape ``(N, 1, *spatial)``, each times its column of ``weights`` of shape (N, 2).
+    """Multiply two maps of shape ``(N, 1, *spatial)`` by the columns of ``weights`` of shape (N, 2).
 
     Examples::
 
@@ -126,17 +126,17 @@ def weigh(maps: tuple[Tensor, Tensor], weights: Tensor) -> tuple[Tensor, Tensor]
 
 
 def similarity_fusion(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Fusion-CAM's last step [1]: the maximum where two weighted maps agree, sliding to their mean where they do not.
+    """Fusion-CAM's last step [1]: the maximum of two weighted maps where they agree, their mean where they differ.
 
-    With the similarity ``s = clip(1 - |first - second|, 0, 1)`` it is ``s max + (1 - s) mean``, which for
-    differences of at most 1 is ``max - (first - second)**2 / 2``.
+    With the similarity ``s = clip(1 - |first - second|, 0, 1)`` the fused map is ``s max + (1 - s) mean``. For
+    differences of at most 1 this equals ``max - (first - second)**2 / 2``.
 
     Args:
-        first (Tensor): A weighted map.
-        second (Tensor): A weighted map of the same shape.
+        first (Tensor): First weighted map.
+        second (Tensor): Second weighted map, of the same shape.
 
     Returns:
-        tuple[Tensor, Tensor]: The fused map, not normalised, and the similarity in [0, 1]; both of that shape.
+        tuple[Tensor, Tensor]: The fused map, not normalised, and the similarity in [0, 1]; both of the maps' shape.
 
     Examples::
 

@@ -1,4 +1,4 @@
-"""Gradient maps: formulas of a layer's activations and gradients, and the fusion of several layers."""
+"""Gradient maps: formulas for a layer's activations and gradients, and the fusion of several layers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """HiResCAM [5] before any ReLU: activations times their own gradients, summed over channels.
+    """HiResCAM [5] before its ReLU: activations times their gradients, summed over channels.
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
@@ -49,14 +49,14 @@ def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 def layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """LayerCAM [8]: activations times the positive part of their own gradients, summed over channels, then ReLU.
+    """LayerCAM [8]: activations times the positive part of their gradients, summed over channels, followed by a ReLU.
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
         gradients (Tensor): d score / d activations, of the same shape.
 
     Returns:
-        Tensor: Of shape ``(N, 1, *spatial)``, not negative.
+        Tensor: Of shape ``(N, 1, *spatial)``, non-negative.
 
     Examples::
 
@@ -67,12 +67,13 @@ def layer_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 
 
 def fuse_layer_cams(maps: Sequence[Tensor], size: Sequence[int], gamma: float = 2.0) -> Tensor:
-    """LayerCAM's fusion of several layers [8]: the maximum of their maps, those of early layers scaled up by a tanh.
+    """LayerCAM's fusion of several layers [8]: the maximum of their maps, with a tanh scaling for early layers.
 
     Args:
-        maps (sequence of Tensor): Not negative, each ``(N, 1, *spatial)``, in the order of the network.
-        size (sequence of int): The wanted spatial size, in pixels.
-        gamma (float): Every map but the last is ``tanh(gamma M / max M)``; the last is ``M / max M``. Default: 2
+        maps (sequence of Tensor): Non-negative maps, ``(N, 1, *spatial)`` each, in the order of the network.
+        size (sequence of int): Spatial size of the result, in pixels.
+        gamma (float): Scale of early layers. All maps but the last are scaled to ``tanh(gamma M / max M)``, the last to
+            ``M / max M``. Default: 2
 
     Returns:
         Tensor: Of shape ``(N, 1, *size)``, in [0, 1].
@@ -89,18 +90,18 @@ def fuse_layer_cams(maps: Sequence[Tensor], size: Sequence[int], gamma: float = 
         largest = raised.amax(tuple(range(1, raised.dim())), keepdim=True)
         shares.append(torch.where(largest > 0, raised / torch.where(largest > 0, largest, 1.0), 0.0))
     scaled = [torch.tanh(gamma * share) for share in shares[:-1]] + shares[-1:]
-    return normalize(torch.stack([each.to(scaled[-1].device) for each in scaled]).amax(0))
+    return normalize(torch.stack([single.to(scaled[-1].device) for single in scaled]).amax(0))
 
 
 def xgrad_cam_weights(activations: Tensor, gradients: Tensor) -> Tensor:
-    """XGrad-CAM's weights [7]: a channel's gradients averaged with its activations as weights.
+    """XGrad-CAM's weights [7]: a channel's gradients, averaged with its activations as weights.
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
         gradients (Tensor): d score / d activations, of the same shape.
 
     Returns:
-        Tensor: Of shape (N, K). A channel whose activations sum to 0 up to rounding weighs 0.
+        Tensor: Of shape (N, K); 0 for channels whose activations sum to 0 up to rounding.
 
     Examples::
 
@@ -118,9 +119,9 @@ def pixel_alphas(second: Tensor, third: Tensor, activations: Tensor) -> Tensor:
     """Grad-CAM++'s pixel weights [6, eqs. 10 and 19], ``D2 / (2 D2 + D3 sum_ab A_ab)``.
 
     Args:
-        second (Tensor): Second derivatives of the score by the activations, ``(N, K, *spatial)``.
+        second (Tensor): Second derivatives of the score with respect to the activations, ``(N, K, *spatial)``.
         third (Tensor): Third derivatives, of the same shape.
-        activations (Tensor): Of the same shape; their sum over space is taken for each channel.
+        activations (Tensor): Activations, of the same shape. They are summed over space for each channel.
 
     Returns:
         Tensor: Of the same shape; 0 where the denominator is 0 up to rounding.
@@ -139,15 +140,15 @@ def pixel_alphas(second: Tensor, third: Tensor, activations: Tensor) -> Tensor:
 def grad_cam_plus_plus_weights(activations: Tensor, gradients: Tensor, normalize_alpha: bool = False) -> Tensor:
     """Grad-CAM++'s channel weights [6]: positive gradients, weighted by :func:`pixel_alphas` for ``Y = exp(score)``.
 
-    For the exponential the derivatives are ``g exp(s), g**2 exp(s), g**3 exp(s)`` of the score's gradient ``g``
-    (eq. 19, exact where the network is locally linear). The common factor ``exp(s)`` is left out, which changes no
-    more than the scale of the map and never overflows.
+    With the gradient ``g`` of the score, the derivatives of the exponential are
+    ``g exp(s), g**2 exp(s), g**3 exp(s)`` (eq. 19, exact if the network is locally linear). The common factor
+    ``exp(s)`` is left out. This changes only the scale of the map and avoids overflow.
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
         gradients (Tensor): d score / d activations, of the same shape.
-        normalize_alpha (bool): Let the pixel weights of positive gradients sum to 1 in each channel, as the authors'
-            code does. Default: False
+        normalize_alpha (bool): Whether the pixel weights of positive gradients sum to 1 in each channel, as in the
+            authors' code. Default: False
 
     Returns:
         Tensor: Of shape (N, K).
@@ -158,7 +159,7 @@ def grad_cam_plus_plus_weights(activations: Tensor, gradients: Tensor, normalize
         tensor([[0.2500]])
     """
     activations, gradients = at_least_float32(activations), at_least_float32(gradients)
-    # Both sides of the quotient are divided by g**2, which could underflow.
+    # Numerator and denominator are divided by g**2, which could underflow.
     alphas = pixel_alphas(torch.ones_like(gradients), gradients, activations)
     return sum_of_alphas(alphas, gradients, normalize_alpha)
 
@@ -169,7 +170,8 @@ def sum_of_alphas(alphas: Tensor, gradients: Tensor, normalize_alpha: bool = Fal
     Args:
         alphas (Tensor): Pixel weights, ``(N, K, *spatial)``.
         gradients (Tensor): Gradients, of the same shape.
-        normalize_alpha (bool): Divide the alphas by their sum over a channel's positive gradients. Default: False
+        normalize_alpha (bool): Whether to divide the alphas by their sum over a channel's positive gradients.
+            Default: False
 
     Returns:
         Tensor: Of shape (N, K).
@@ -189,7 +191,7 @@ def sum_of_alphas(alphas: Tensor, gradients: Tensor, normalize_alpha: bool = Fal
     return (alphas * gradients.relu()).sum(dims)
 
 
-#: Of some smooth functions of the score, the second and third derivatives, without common factors.
+#: Second and third derivatives of smooth functions of the score, without common factors.
 SMOOTH_FUNCTIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "exp": lambda s: (torch.ones_like(s), torch.ones_like(s)),
     "softplus": lambda s: (torch.ones_like(s), -torch.tanh(s / 2)),
@@ -202,22 +204,23 @@ SMOOTH_FUNCTIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 def smooth_derivatives(
     phi: str | Callable[[Tensor], Tensor], score: Tensor, gradients: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of ``phi(score)`` by activations on which the score depends linearly, up to common factors.
+    """Derivatives of ``phi(score)`` with respect to the activations, up to common factors.
 
-    With the score's gradient ``g`` and the derivatives ``p1, p2, p3`` of ``phi`` they are ``p1 g``, ``p2 g**2`` and
-    ``p3 g**3``. Of the first only the sign of ``p1`` is kept, and the others are divided by ``g**2``, which changes
-    none of :func:`pixel_alphas`. Where ``p2`` is 0 (up to rounding, beside ``p3``) every pixel counts the same.
+    The score is assumed to depend linearly on the activations. With its gradient ``g`` and the derivatives
+    ``p1, p2, p3`` of ``phi`` they are ``p1 g``, ``p2 g**2`` and ``p3 g**3``. In the first, ``p1`` is replaced by its
+    sign. The other two are divided by ``g**2``, which does not change :func:`pixel_alphas`. If ``p2`` is 0 up to
+    rounding in comparison with ``p3``, all pixels get the same alpha.
 
     Args:
-        phi (str or callable): A name in ``SMOOTH_FUNCTIONS``, or a function from (N,) to (N,).
-        score (Tensor): Of shape (N,).
-        gradients (Tensor): Of shape ``(N, K, *spatial)``.
+        phi (str or callable): Name in ``SMOOTH_FUNCTIONS``, or function from (N,) to (N,).
+        score (Tensor): Scores, of shape (N,).
+        gradients (Tensor): Gradients of the score, of shape ``(N, K, *spatial)``.
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: First, second and third derivatives, of the gradients' shape.
 
     Raises:
-        ValueError: If a callable does not return one number for each score, or none that autograd follows.
+        ValueError: If a callable does not return one number per score, or autograd cannot differentiate it.
 
     Examples::
 
@@ -235,13 +238,13 @@ def smooth_derivatives(
     uniform = second.abs() <= FLOOR * third.abs()
     second, third = torch.where(uniform, 1.0, second), torch.where(uniform, 0.0, third)
     sign, second, third = (
-        each.to(gradients).reshape(-1, *[1] * (gradients.dim() - 1)) for each in (sign, second, third)
+        factor.to(gradients).reshape(-1, *[1] * (gradients.dim() - 1)) for factor in (sign, second, third)
     )
     return sign * gradients, second.expand_as(gradients), third * gradients
 
 
 def _three_derivatives(phi: Callable[[Tensor], Tensor], score: Tensor) -> list[Tensor]:
-    found = [torch.zeros_like(score) for _ in range(3)]
+    derivatives = [torch.zeros_like(score) for _ in range(3)]
     with torch.inference_mode(False), torch.enable_grad():
         variable = score.detach().clone().requires_grad_()
         value: Any = phi(variable)
@@ -250,24 +253,25 @@ def _three_derivatives(phi: Callable[[Tensor], Tensor], score: Tensor) -> list[T
             raise ValueError(f"phi must return a tensor of the scores' shape {tuple(score.shape)}, not {shape}")
         if not value.requires_grad:
             raise ValueError("phi must depend on the scores in a way that autograd can differentiate")
-        for into in found:
+        for into in derivatives:
             (value,) = torch.autograd.grad(value.sum(), variable, create_graph=True, allow_unused=True)
             if value is None or not value.requires_grad:
                 into += 0 if value is None else value
                 break
             into += value.detach()
-    return found
+    return derivatives
 
 
 def softmax_derivatives(probabilities: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of the first class's softmax by activations on which all scores depend linearly, without ``p_1``.
+    """Derivatives of the first class's softmax with respect to the activations, without the factor ``p_1``.
 
-    With ``u = g_1 - m``, ``m``, ``V`` and ``k`` the mean, variance and third central moment of the classes' gradients
-    under their probabilities: ``u``, ``u**2 - V`` and ``u**3 - 3 u V - k``.
+    All scores are assumed to depend linearly on the activations. With ``m``, ``V`` and ``k`` the mean, variance and
+    third central moment of the classes' gradients under their probabilities, and ``u = g_1 - m``, the derivatives are
+    ``u``, ``u**2 - V`` and ``u**3 - 3 u V - k``.
 
     Args:
-        probabilities (Tensor): Of shape (N, m); they sum to 1.
-        gradients (Tensor): Of each class's score, of shape ``(m, N, K, *spatial)``.
+        probabilities (Tensor): Probabilities, of shape (N, m). They sum to 1.
+        gradients (Tensor): Gradients of each class's score, of shape ``(m, N, K, *spatial)``.
 
     Returns:
         tuple[Tensor, Tensor, Tensor]: First, second and third derivatives, of shape ``(N, K, *spatial)``.
@@ -285,7 +289,7 @@ def softmax_derivatives(probabilities: Tensor, gradients: Tensor) -> tuple[Tenso
 
 
 def shares(values: Tensor) -> Tensor:
-    """Values that are not negative, (N, L), divided by their sum; zeros where it is 0.
+    """Non-negative values, (N, L), divided by their sum; zeros where the sum is 0.
 
     Examples::
 
@@ -298,16 +302,16 @@ def shares(values: Tensor) -> Tensor:
 
 
 def layer_weights(gradient: Tensor, activation: Tensor, weighting: str = "mean", balance: float = 0.5) -> Tensor:
-    """What each of several layers weighs, from the mean magnitudes of its gradients and activations.
+    """Weights of several layers, from the mean magnitudes of their gradients and activations.
 
     Args:
         gradient (Tensor): Mean absolute gradient of each layer, of shape (N, L).
         activation (Tensor): Mean absolute activation, of the same shape.
-        weighting (str): The ``"mean"`` of both shares, their ``"product"``, or ``"uniform"``. Default: ``"mean"``
-        balance (float): What the gradient's share counts in the mean. Default: 0.5
+        weighting (str): ``"mean"`` of both shares, their ``"product"``, or ``"uniform"``. Default: ``"mean"``
+        balance (float): Weight of the gradient share in the mean. Default: 0.5
 
     Returns:
-        Tensor: Of shape (N, L), each row summing to 1; uniform where nothing tells the layers apart.
+        Tensor: Of shape (N, L). The weights of an example sum to 1; they are uniform if all weights would be 0.
 
     Examples::
 
@@ -325,12 +329,13 @@ def layer_weights(gradient: Tensor, activation: Tensor, weighting: str = "mean",
 
 
 def distinct_maps(maps: Tensor, weights: Tensor, threshold: float | None) -> Tensor:
-    """Which of several maps to fuse: not the constant ones, and of similar ones that with the largest weight.
+    """Which maps to fuse: all that are not constant, and among similar ones only that with the largest weight.
 
     Args:
-        maps (Tensor): Normalised, of shape ``(N, L, *spatial)``.
-        weights (Tensor): Of shape (N, L).
-        threshold (float, optional): Two maps are similar if they differ by less than this on average; None finds none.
+        maps (Tensor): Normalised maps, of shape ``(N, L, *spatial)``.
+        weights (Tensor): Weights of the maps, of shape (N, L).
+        threshold (float, optional): Mean absolute difference below which two maps are similar. None keeps all maps
+            that are not constant.
 
     Returns:
         Tensor: bool, of shape (N, L).

@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: A range or gradient below this share of the magnitude that it stands on is float noise: it counts as 0.
+#: A range or gradient below this fraction of the magnitude it is compared with is rounding noise and is treated as 0.
 FLOOR = 1e-6
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """``tensor`` itself if float32 or float64, else a float32 copy: half types are too coarse to reduce in."""
+    """``tensor`` itself if float32 or float64, else a float32 copy. Half types are too imprecise for reductions."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def precise(tensor: Tensor) -> Tensor:
-    """``tensor`` in float64 where its device has it: differences of probabilities live in their last digits."""
+    """``tensor`` in float64 if its device supports it. Small differences of probabilities need the precision."""
     return at_least_float32(tensor) if tensor.device.type == "mps" else tensor.double()
 
 
@@ -31,8 +31,8 @@ def spatial_dims(tensor: Tensor) -> tuple[int, ...]:
 def normalize(maps: Tensor) -> Tensor:
     """Min-max normalisation of each example to [0, 1]; a constant map gives zeros.
 
-    A range of at most 1e-6 times the largest magnitude of the map counts as constant, because stretching it to
-    [0, 1] would show nothing but rounding errors. There is no additive epsilon: maps of any scale keep their shape.
+    A map is treated as constant if its range is at most 1e-6 times its largest magnitude, because scaling it to [0, 1]
+    would show only rounding errors. There is no additive epsilon, so the result does not depend on the map's scale.
 
     Args:
         maps (Tensor): Floating point, of shape (N, ...).
@@ -55,7 +55,7 @@ def normalize(maps: Tensor) -> Tensor:
 
 
 def varies(low: Tensor, high: Tensor) -> Tensor:
-    """Whether a range is one, and not just float noise on a constant."""
+    """Whether a range exceeds the rounding noise of a constant."""
     span = high - low
     return span.isfinite() & (span > FLOOR * torch.maximum(low.abs(), high.abs()))
 
@@ -65,8 +65,9 @@ def upsample(maps: Tensor, size: Sequence[int], smooth: bool = False) -> Tensor:
 
     Args:
         maps (Tensor): Floating point, of shape ``(N, C, *spatial)`` with one to three spatial dimensions.
-        size (sequence of int): The wanted spatial size, in pixels.
-        smooth (bool): Bicubic for two spatial dimensions, which may leave the range of the values. Default: False
+        size (sequence of int): Spatial size of the result, in pixels.
+        smooth (bool): Whether to use bicubic interpolation for two spatial dimensions. It can exceed the range of the
+            values. Default: False
 
     Returns:
         Tensor: Of shape ``(N, C, *size)``, float32 (float64 if ``maps`` is).
@@ -84,13 +85,13 @@ def upsample(maps: Tensor, size: Sequence[int], smooth: bool = False) -> Tensor:
 
 
 def percentile(values: Tensor, theta: float) -> Tensor:
-    """The ``theta`` percentile along the last dimension, linearly interpolated as ``numpy.percentile`` does.
+    """The ``theta`` percentile along the last dimension, with linear interpolation as in ``numpy.percentile``.
 
-    ``torch.quantile`` gives the same but refuses more than 2**24 elements.
+    ``torch.quantile`` computes the same, but only for up to 2**24 elements.
 
     Args:
         values (Tensor): float32 or float64, of shape (..., P).
-        theta (float): In percent, 0 to 100.
+        theta (float): Percentile, 0 to 100.
 
     Returns:
         Tensor: Of shape (..., 1).
@@ -109,12 +110,12 @@ def percentile(values: Tensor, theta: float) -> Tensor:
 
 
 def rise_masks(grids: Tensor, shifts: Tensor, size: Sequence[int]) -> Tensor:
-    """RISE's masks [11]: random grids, stretched to one cell more than the input, of which a shifted part is cut.
+    """RISE's masks [11]: random grids, upsampled to one cell more than the input and cropped at random shifts.
 
     Args:
-        grids (Tensor): Floating point, of shape ``(R, 1, *cells)``, zeros and ones.
-        shifts (Tensor): Of shape (R, spatial dimensions), in shares of a cell, 0 to 1.
-        size (sequence of int): The spatial size of a mask, in pixels.
+        grids (Tensor): Grids of zeros and ones, floating point, of shape ``(R, 1, *cells)``.
+        shifts (Tensor): Shifts as fractions of a cell, 0 to 1, of shape (R, spatial dimensions).
+        size (sequence of int): Spatial size of a mask, in pixels.
 
     Returns:
         Tensor: Of shape ``(R, 1, *size)``, in [0, 1].
@@ -136,13 +137,13 @@ def rise_masks(grids: Tensor, shifts: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def smooth_neighbours(maps: Tensor) -> Tensor:
-    """Each value spread over its neighbours by the kernel ``[1 2 1] / 4`` along every spatial dimension.
+    """Smoothing with the kernel ``[1 2 1] / 4`` along every spatial dimension.
 
     Args:
         maps (Tensor): Floating point, of shape ``(N, 1, *spatial)``.
 
     Returns:
-        Tensor: Of the same shape and dtype. What falls over the border is lost.
+        Tensor: Of the same shape and dtype. Values outside the border are treated as 0.
 
     Examples::
 
@@ -160,9 +161,9 @@ def gaussian_blur(x: Tensor, kernel_size: int = 51, sigma: float = 50.0) -> Tens
 
     Args:
         x (Tensor): Floating point, of shape ``(N, C, *spatial)``.
-        kernel_size (int): In pixels, odd. Where the input is too small to be reflected so far, as large as can be.
-            Default: 51
-        sigma (float): Standard deviation in pixels. Default: 50
+        kernel_size (int): Odd size of the kernel, in pixels. If the input is too small to be reflected that far, the
+            largest possible size is used. Default: 51
+        sigma (float): Standard deviation, in pixels. Default: 50
 
     Returns:
         Tensor: Of the same shape, float32 (float64 if ``x`` is).

@@ -1,4 +1,4 @@
-"""Scores: from raw outputs to scores, and differences between scores."""
+"""Scores: conversion of raw outputs to scores, and differences between scores."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from captum_fusion.functional.maps import at_least_float32, precise
 
-#: The same for differences of scores. On real ImageNet networks in float32 the probability of one and the same image
-#: moves by up to 2e-5 of itself with the batch size and the memory layout that it is computed in.
+#: A difference of scores below this fraction of the larger score is treated as 0. On real ImageNet networks in float32
+#: the probability of the same image varies by up to a relative 2e-5 with the batch size and the memory layout.
 SCORE_FLOOR = 3e-5
 
 
@@ -24,7 +24,7 @@ def _identity(output: Tensor) -> Tensor:
 def _softmax(output: Tensor) -> Tensor:
     if output.shape[1] == 1:
         raise ValueError(
-            'score_fn="softmax" over a single output column is 1 for every input; '
+            'score_fn="softmax" of a single output column is 1 for every input; '
             'use score_fn="sigmoid" for a binary head or score_fn="identity" for a regression'
         )
     return precise(output).softmax(1)
@@ -45,12 +45,13 @@ def score_function(score_fn: str | ScoreFn) -> ScoreFn:
             of shape (N, ...) with two or more dimensions, to scores of a shape that the target can index.
 
     Returns:
-        callable: It returns float64 (float32 on devices without it): the contributions of masks are differences of
-        scores. A function of your own is given at least float32. An output of shape (N,) is the score itself.
+        callable: Function that returns float64 scores (float32 on devices without float64), because contributions are
+        differences of scores. A callable ``score_fn`` gets at least float32. An output of shape (N,) is returned as the
+        score itself.
 
     Raises:
-        ValueError: If the name is unknown; when called, for a softmax over a single column.
-        TypeError: If ``score_fn`` is neither a name nor callable, or returns anything but a tensor.
+        ValueError: If the name is unknown. When called: if the softmax is over a single column.
+        TypeError: If ``score_fn`` is neither a name nor callable. When called: if it does not return a tensor.
 
     Examples::
 
@@ -67,20 +68,20 @@ def score_function(score_fn: str | ScoreFn) -> ScoreFn:
         raise TypeError(f"score_fn must be a name or a callable, not {type(score_fn).__name__}")
 
     def scores(output: Tensor) -> Tensor:
-        found = function(at_least_float32(output)) if output.dim() > 1 else output
-        if not isinstance(found, Tensor):
-            raise TypeError(f"score_fn must return a tensor, not {type(found).__name__}")
-        return precise(found)
+        result = function(at_least_float32(output)) if output.dim() > 1 else output
+        if not isinstance(result, Tensor):
+            raise TypeError(f"score_fn must return a tensor, not {type(result).__name__}")
+        return precise(result)
 
     return scores
 
 
 def contribution(score: Tensor, baseline: Tensor) -> Tensor:
-    """Score minus the baseline's score [1, 2]; a difference within float noise counts as 0.
+    """Score minus the baseline's score [1, 2]; a difference within rounding noise is 0.
 
     Args:
         score (Tensor): Score of a masked input.
-        baseline (Tensor): Score of the baseline, of a shape that broadcasts.
+        baseline (Tensor): Score of the baseline, broadcastable to ``score``.
 
     Returns:
         Tensor: The difference, 0 where it is at most 3e-5 of the larger score's magnitude.
@@ -96,11 +97,11 @@ def contribution(score: Tensor, baseline: Tensor) -> Tensor:
 
 
 def drop(whole: Tensor, part: Tensor) -> Tensor:
-    """Average Drop, example by example: ``100 max(0, Y - O) / Y``; 0 where ``Y = 0``, and for differences within noise.
+    """Average Drop per example: ``100 max(0, Y - O) / Y``; 0 if ``Y = 0`` or the difference is within noise.
 
     Args:
-        whole (Tensor): ``Y``, the score of the input as it is.
-        part (Tensor): ``O``, the score of its highlighted part.
+        whole (Tensor): ``Y``, the score of the original input.
+        part (Tensor): ``O``, the score of the highlighted part.
 
     Returns:
         Tensor: In percent of ``Y``.
@@ -114,11 +115,11 @@ def drop(whole: Tensor, part: Tensor) -> Tensor:
 
 
 def increase(whole: Tensor, part: Tensor) -> Tensor:
-    """Average Increase, example by example: 100 where ``O > Y`` by more than noise, else 0.
+    """Average Increase per example: 100 if ``O > Y`` by more than noise, else 0.
 
     Args:
-        whole (Tensor): ``Y``, the score of the input as it is.
-        part (Tensor): ``O``, the score of its highlighted part.
+        whole (Tensor): ``Y``, the score of the original input.
+        part (Tensor): ``O``, the score of the highlighted part.
 
     Returns:
         Tensor: 0 or 100.
@@ -132,11 +133,11 @@ def increase(whole: Tensor, part: Tensor) -> Tensor:
 
 
 def gain(whole: Tensor, part: Tensor) -> Tensor:
-    """Average Gain, example by example: ``100 max(0, O - Y) / (1 - Y)``; 0 where ``Y = 1``. For probabilities.
+    """Average Gain per example: ``100 max(0, O - Y) / (1 - Y)``; 0 if ``Y = 1``. For probabilities.
 
     Args:
-        whole (Tensor): ``Y``, the score of the input as it is.
-        part (Tensor): ``O``, the score of its highlighted part.
+        whole (Tensor): ``Y``, the score of the original input.
+        part (Tensor): ``O``, the score of the highlighted part.
 
     Returns:
         Tensor: In percent of ``1 - Y``.

@@ -1,4 +1,4 @@
-"""Super-resolution: a fine map from coarse maps of moved copies of an image."""
+"""Super-resolution: a high-resolution map from coarse maps of rotated and shifted copies of an image."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def affine_grids(angles: Tensor, moves: Tensor, size: Sequence[int]) -> Tensor:
     """Sampling grids of rotations about the centre followed by shifts, for ``torch.nn.functional.grid_sample``.
 
     Args:
-        angles (Tensor): In radians, of shape (L,).
-        moves (Tensor): Shifts in x and y, in shares of the width and the height, of shape (L, 2).
-        size (sequence of int): Height and width in pixels. They may differ; the rotation is one in pixels.
+        angles (Tensor): Rotation angles in radians, of shape (L,).
+        moves (Tensor): Shifts in x and y as fractions of the width and the height, of shape (L, 2).
+        size (sequence of int): Height and width in pixels. For unequal sizes the rotation is still rigid.
 
     Returns:
         Tensor: Of shape (L, height, width, 2).
@@ -38,11 +38,11 @@ def affine_grids(angles: Tensor, moves: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def coarsening(grids: Tensor, cells: Sequence[int]) -> Tensor:
-    """What a fine map looks like, moved and averaged over coarse cells, as one sparse matrix.
+    """Sparse matrix that resamples a fine map at each grid and averages the result over coarse cells.
 
     Args:
-        grids (Tensor): Sampling grids, of shape (L, height, width, 2): :func:`affine_grids`. Zeros lie outside.
-        cells (sequence of int): Rows h and columns w of the coarse map.
+        grids (Tensor): Sampling grids, of shape (L, height, width, 2), see :func:`affine_grids`. The map is 0 outside.
+        cells (sequence of int): Height h and width w of the coarse map.
 
     Returns:
         Tensor: Sparse CSR, in the dtype of ``grids``, of shape (L * h * w, height * width).
@@ -62,7 +62,7 @@ def coarsening(grids: Tensor, cells: Sequence[int]) -> Tensor:
     cell = sides[0][:, None] * cells[1] + sides[1]
     share = (1 / torch.bincount(cell.flatten()).to(grids.dtype))[cell]
     parts = []
-    for grid in grids:  # one at a time, because the entries of all of them before they are summed would be many
+    for grid in grids:  # one at a time, to limit the memory for entries before they are summed
         at = ((grid + 1) * grid.new_tensor([width, height]) - 1) / 2
         rows, columns, values = [], [], []
         for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -77,26 +77,26 @@ def coarsening(grids: Tensor, cells: Sequence[int]) -> Tensor:
         part = torch.sparse_coo_tensor(indices, torch.cat(values), size, device=grids.device, check_invariants=False)
         parts.append(part.coalesce())
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse")  # CSR is called a beta in every release
+        warnings.filterwarnings("ignore", "Sparse")  # every release warns that CSR is in beta
         return torch.cat(parts).coalesce().to_sparse_csr()
 
 
 def super_resolve(
     maps: Tensor, grids: Tensor, tv_weight: float, energy_weight: float, iterations: int = 200, rate: float = 1e-3
 ) -> Tensor:
-    """Augmented Grad-CAM's super-resolution [12]: the fine map whose moved, coarsened copies fit the maps best.
+    """Augmented Grad-CAM's super-resolution [12]: the fine map whose resampled, coarsened copies fit the maps best.
 
-    It minimises ``sum_l |D T_l h - g_l|^2 + tv_weight TV(h) + energy_weight |h|^2`` from ``h = 0`` by Adam, where
-    ``T_l`` samples ``h`` at the l-th grid, ``D`` averages over the cells of the coarse map, and ``TV`` is the
-    anisotropic total variation, smoothed, ``sqrt(d**2 + 0.003**2)`` for a difference ``d``, because the kink of
-    ``|d|`` would blow up rounding errors. Each example is minimised by itself.
+    Adam minimises ``sum_l |D T_l h - g_l|^2 + tv_weight TV(h) + energy_weight |h|^2`` from ``h = 0``. ``T_l`` samples
+    ``h`` at the l-th grid, ``D`` averages over the cells of the coarse map, and ``TV`` is the anisotropic total
+    variation. It is smoothed, ``sqrt(d**2 + 0.003**2)`` for a difference ``d``, because the kink of ``|d|`` would
+    amplify rounding errors. Each example is minimised independently.
 
     Args:
-        maps (Tensor): Coarse maps, floating point, of shape (N, L, h, w); NaN maps are left out.
-        grids (Tensor): Of shape (L, height, width, 2): :func:`affine_grids`.
-        tv_weight (float): Of the total variation.
-        energy_weight (float): Of the squared norm.
-        iterations (int): Steps of Adam. Default: 200
+        maps (Tensor): Coarse maps, floating point, of shape (N, L, h, w). NaN maps are left out.
+        grids (Tensor): Sampling grids, of shape (L, height, width, 2), see :func:`affine_grids`.
+        tv_weight (float): Weight of the total variation.
+        energy_weight (float): Weight of the squared norm.
+        iterations (int): Number of Adam steps. Default: 200
         rate (float): Adam's learning rate. Default: 0.001
 
     Returns:
@@ -110,7 +110,7 @@ def super_resolve(
                   [False, False,  True,  True]]]])
     """
     maps, grids, size = precise(maps), precise(grids), grids.shape[1:3]
-    with torch.inference_mode(False), torch.no_grad(), maps.device:  # Adam makes a tensor on the default device
+    with torch.inference_mode(False), torch.no_grad(), maps.device:  # Adam creates a tensor on the default device
         counts = maps.isfinite().flatten(1).T  # (L * h * w, N)
         wanted = torch.where(maps.isfinite(), maps, 0.0).flatten(1).T
         forward: Any = coarsening(grids, maps.shape[2:])
