@@ -39,27 +39,31 @@ preset (str, optional): ``"rise"``, ``"groupcam"`` or ``"groupcam_head"``: the n
     Default: ``"groupcam_head"`` (112 steps; a blur of 51 pixels with a standard deviation of 50)
 steps (int, optional): The number of steps, instead of the preset's.
     Default: None""",
-    "scoring": """\
-score_fn (str or callable, optional): Turns the raw output into scores: ``"softmax"``, ``"sigmoid"``, ``"identity"`` or
-    a function.
-    Default: ``"softmax"``
-perturbations_per_eval (int, optional): The most samples of each example in one call of the network. None times the
-    first samples to find a fast number. The result is the same up to rounding.
+    "score_fn": """\
+score_fn (str or callable, optional): Turns the raw output into scores: ``"softmax"``, ``"sigmoid"``,
+    ``"identity"`` or a function.
+    Default: ``"softmax"``""",
+    "perturbations_per_eval": """\
+perturbations_per_eval (int, optional): The most samples of each example in one call of the network. None finds a
+    fast number by timing the first samples. The result is the same up to rounding. Nothing is timed, and a call
+    repeats to the last bit, if a number is given or ``torch.use_deterministic_algorithms(True)`` is set.
     Default: None""",
     "explanation": """\
-explanation_func (callable): The method that made the attributions, such as ``LayerFusionCAM(model, layer).attribute``.
-    It is called as ``explanation_func(inputs, target=target)``, with ``additional_forward_args`` if there are any.""",
+explanation_func (callable): The method that made the attributions, such as
+    ``LayerFusionCAM(model, layer).attribute``. It is called as ``explanation_func(inputs, target=target)``, with
+    ``additional_forward_args`` if there are any.""",
     "explanation_kwargs": """\
 explanation_kwargs (dict, optional): Further arguments of ``explanation_func``.
     Default: None""",
     "attributions": """\
-attributions (Tensor): A map for each example, of shape ``(N, C, h, w)``. Channels are summed, and the map is upsampled
-    to the size of the masks.""",
+attributions (Tensor): A map for each example, of shape ``(N, C, h, w)``. Channels are summed, and the map is
+    upsampled to the size of the masks.""",
     "masks": """\
 masks (Tensor): The object's region in each picture, bool, of shape ``(N, H, W)`` or ``(N, 1, H, W)``.""",
     "raises": """\
 AssertionError: If the target does not select one output for each example.
-ValueError: If the attributions do not fit the inputs, or an option has a bad value. The message names the argument.""",
+ValueError: If the attributions do not fit the inputs, or an option has a bad value. The message names the
+    argument.""",
     "raises_shapes": """\
 TypeError: If an argument has a bad type.
 ValueError: If the shapes do not fit, or an option has a bad value. The message names the argument.""",

@@ -72,8 +72,8 @@ def deletion(
 ) -> Curve:
     """Deletion: pixels are replaced by the baseline, the most highlighted first. A lower area is better.
 
-    Pixels of equal value are replaced in reading order. From the paper: V. Petsiuk, A. Das, K. Saenko,
-    "RISE", BMVC 2018, https://arxiv.org/abs/1806.07421
+    Pixels of equal value are replaced in reading order. From the paper: V. Petsiuk, A. Das, K. Saenko, "RISE",
+    BMVC 2018, https://arxiv.org/abs/1806.07421
 
     Args:
         {args}
@@ -81,7 +81,8 @@ def deletion(
         baselines (float, Tensor, tuple or None, optional): What replaces pixels. None stands for 0.
             Default: 0
         {mask_inputs}
-        {scoring}
+        {score_fn}
+        {perturbations_per_eval}
 
     Returns:
         Curve: Areas, shares and scores.
@@ -137,7 +138,8 @@ def insertion(
             stands for 0.
             Default: ``"blur"``
         {mask_inputs}
-        {scoring}
+        {score_fn}
+        {perturbations_per_eval}
 
     Returns:
         Curve: Areas, shares and scores.
@@ -195,7 +197,8 @@ def overall(
         deletion_baselines (float, Tensor, tuple or None, optional): The ``baselines`` of :func:`deletion`.
             Default: 0
         {mask_inputs}
-        {scoring}
+        {score_fn}
+        {perturbations_per_eval}
 
     Returns:
         Tensor: Of shape (N,).

@@ -129,9 +129,7 @@ def adcc(
         score_fn (str or callable, optional): Turns the raw output into probabilities: ``"softmax"``, ``"sigmoid"``,
             ``"identity"`` or a function. A drop of more than the whole score counts as the whole score.
             Default: ``"softmax"``
-        perturbations_per_eval (int, optional): The most samples of each example in one call of the network. None times
-            the first samples to find a fast number. The result is the same up to rounding.
-            Default: None
+        {perturbations_per_eval}
 
     Returns:
         ADCC: The number and its three parts.

@@ -44,7 +44,8 @@ def confidences(
     Args:
         {args}
         {masking}
-        {scoring}
+        {score_fn}
+        {perturbations_per_eval}
 
     Returns:
         tuple[Tensor, Tensor]: ``Y`` and ``O``, each of shape (N,), float64 (float32 on devices without it).
@@ -97,7 +98,8 @@ def average_drop(
     Args:
         {args}
         {masking}
-        {scoring}
+        {score_fn}
+        {perturbations_per_eval}
 
     Returns:
         Tensor: Of shape (N,), in [0, 100] for probabilities. The published number is the mean over a dataset.
@@ -148,7 +150,8 @@ def average_increase(
     Args:
         {args}
         {masking}
-        {scoring}
+        {score_fn}
+        {perturbations_per_eval}
 
     Returns:
         Tensor: Of shape (N,), 0 or 100. The published number is the mean over a dataset.
@@ -200,7 +203,8 @@ def average_gain(
     Args:
         {args}
         {masking}
-        {scoring}
+        {score_fn}
+        {perturbations_per_eval}
 
     Returns:
         Tensor: Of shape (N,), in [0, 100]. The published number is the mean over a dataset.
@@ -254,7 +258,8 @@ def win_rate(
         {args}
         other_attributions (Tensor): The other method's map for each example, also of shape ``(N, C, *spatial)``.
         {masking}
-        {scoring}
+        {score_fn}
+        {perturbations_per_eval}
 
     Returns:
         Tensor: Of shape (N,), 0 or 100. The published number is the mean over a dataset.

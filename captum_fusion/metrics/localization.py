@@ -21,9 +21,8 @@ def pointing_game(attributions: Tensor, masks: Tensor, *, tolerance: float = 15)
 
     The maximum is a hit if it lies in the object's region, or if the centre of one of the region's pixels is closer to
     it than ``tolerance`` pixels, as in TorchRay. Of several maxima the first in reading order counts. A map that is
-    constant or not finite is a miss. From the paper: J. Zhang, S. A. Bargal, Z. Lin, J.
-    Brandt, X. Shen, S. Sclaroff, "Top-Down Neural Attention by Excitation Backprop", IJCV 2018,
-    https://arxiv.org/abs/1608.00507
+    constant or not finite is a miss. From the paper: J. Zhang, S. A. Bargal, Z. Lin, J. Brandt, X. Shen, S. Sclaroff,
+    "Top-Down Neural Attention by Excitation Backprop", IJCV 2018, https://arxiv.org/abs/1608.00507
 
     Args:
         {attributions}

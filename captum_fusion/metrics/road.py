@@ -76,7 +76,8 @@ def road(
         seed (int, optional): The seed of the noise, which is the same for every example.
             Default: 0
         {mask_inputs}
-        {scoring}
+        {score_fn}
+        {perturbations_per_eval}
 
     Returns:
         Road: The combined score, both curves and the percentiles.
