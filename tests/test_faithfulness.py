@@ -154,6 +154,10 @@ def test_several_inputs() -> None:
     assert deletion(model, x, maps, 1, steps=5).scores.shape == (2, 6)
     only = average_drop(model, x, maps, 1, mask_inputs=[0])
     assert not torch.allclose(only, average_drop(model, x, maps, 1))
+    with pytest.raises(
+        ValueError, match=r"mask_inputs must be indices of floating point inputs of rank 4, not \[0, 2\]"
+    ):
+        average_drop(model, x, maps, 1, mask_inputs=[0, 2])
 
 
 @pytest.mark.parametrize("metric", [*METRICS, *CURVES])

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import inspect
+import typing
+from typing import Any
+
 import pytest
 import torch
-from captum.attr import LayerGradCam
+from captum.attr import IntegratedGradients, LayerGradCam
 from captum.metrics import sensitivity_max
 
+from captum_fusion import metrics
 from captum_fusion.metrics import explanation_func, to_input_shape
 from tests.networks import images, make
 
@@ -46,3 +51,31 @@ def test_sensitivity_of_captums_own_layer_method_in_a_batch() -> None:
         sensitivity_max(method.attribute, x, target=1, n_perturb_samples=2)
     scores = sensitivity_max(explanation_func(method), x, target=1, n_perturb_samples=2)
     assert scores.shape == (3,)
+
+
+def test_input_attributions_that_mirror_the_inputs_form() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    explain = explanation_func(IntegratedGradients(model), input_shape=True, target=1, n_steps=2)
+    (mirrored,) = explain((x,))
+    assert mirrored.shape == x.shape
+    assert torch.equal(mirrored, explain(x))
+
+
+FUNCTIONS = [name for name in metrics.__all__ if inspect.isfunction(getattr(metrics, name))]
+WITHOUT_INPUTS = {"boxes_to_masks", "complexity", "energy_pointing_game", "localization_iou", "pointing_game"}
+WITHOUT_INPUTS |= {"segmentation_iou"}
+ADAPTERS = {"cascading_randomization", "explanation_func", "quantus_explain_func", "to_input_shape"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_signatures(name: str) -> None:
+    function = getattr(metrics, name)
+    assert typing.get_type_hints(function)["return"] is not Any
+    parameters = inspect.signature(function).parameters.values()
+    assert "{" not in function.__doc__.split("Examples::")[0], "a shared paragraph that is not filled in"
+    if name in WITHOUT_INPUTS | ADAPTERS:
+        return
+    assert {p.kind for p in parameters} == {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    expected = ["forward_func", "inputs", "attributions", "target", "additional_forward_args"]
+    assert positional == (expected[1:] if name == "coherency" else expected)

@@ -99,7 +99,7 @@ def test_errors_of_the_quantus_adapter() -> None:
     with pytest.raises(TypeError, match="method must return an attribution"):
         quantus_explain_func(lambda network: network)(model, x, y)
     several = make(TupleLayer)
-    with pytest.raises(TypeError, match="method must give one tensor"):
+    with pytest.raises(TypeError, match="method must return one tensor"):
         quantus_explain_func(lambda network: LayerFusionCAM(network, network.branches))(several, x, y)
     with pytest.raises(TypeError, match="wrong"):
         quantus_explain_func(fusion)(model, x, y, wrong=1)

@@ -25,7 +25,7 @@ from captum_fusion.metrics import (
     overall,
     win_rate,
 )
-from captum_fusion.metrics._common import correlation
+from captum_fusion.metrics.similarity import correlation
 from tests.networks import Counter, TwoInputs, hooks_on, images, make
 from tests.test_contract import same
 
@@ -113,14 +113,14 @@ def test_coherency_by_hand() -> None:
         (row(0, 1, float("inf"), 2), -1.0),
     ):
         explain = Explainer(again)
-        assert coherency(explain, x, maps, 1).tolist() == pytest.approx([(1 + r) / 2], abs=1e-6)
+        assert coherency(x, maps, 1, explanation_func=explain).tolist() == pytest.approx([(1 + r) / 2], abs=1e-6)
         ((masked, kwargs),) = explain.calls
         assert masked.flatten().tolist() == [0, 0.75, 1.5, 3]
         assert kwargs == {"target": 1}
-    assert coherency(Explainer(maps), x, row(2, 2, 2, 2)).tolist() == [0], "a constant map"
-    assert coherency(Explainer(maps), x, row(0, float("nan"), 1, 2)).tolist() == [0]
+    assert coherency(x, row(2, 2, 2, 2), explanation_func=Explainer(maps)).tolist() == [0], "a constant map"
+    assert coherency(x, row(0, float("nan"), 1, 2), explanation_func=Explainer(maps)).tolist() == [0]
     explain = Explainer(row(-1, 1, 2, 4))
-    raw = coherency(explain, x, row(0, 0.5, 1, 0), normalize=False, baselines=1.0)
+    raw = coherency(x, row(0, 0.5, 1, 0), normalize=False, baselines=1.0, explanation_func=explain)
     assert raw.tolist() == pytest.approx([(1 + np.corrcoef([0, 0.5, 1, 0], [-1, 1, 2, 4])[0, 1]) / 2])
     assert explain.calls[0][0].flatten().tolist() == [1, 2, 3, 1]
 
@@ -130,27 +130,27 @@ def test_coherency_calls_the_method_as_captum_would() -> None:
     explain = Explainer((maps,))
     scale = torch.tensor([1.0, 2.0])
     same(
-        coherency(explain, (x,), maps, [1, 0], (scale,), explanation_kwargs={"n": 3}),
+        coherency((x,), maps, [1, 0], (scale,), explanation_kwargs={"n": 3}, explanation_func=explain),
         torch.ones(2, dtype=torch.float64),
     )
     ((given_inputs, kwargs),) = explain.calls
     assert isinstance(given_inputs, tuple)
     assert kwargs == {"target": [1, 0], "additional_forward_args": (scale,), "n": 3}
     smaller = Explainer(torch.rand(2, 3, 2, 2))
-    assert coherency(smaller, x, maps).shape == (2,), "of another size, with channels"
+    assert coherency(x, maps, explanation_func=smaller).shape == (2,), "of another size, with channels"
 
 
 def test_coherency_of_several_inputs() -> None:
     x = (images(2, 3, 8, 8), images(2, 3, 12, 12), images(2, 5))
     explain = Explainer(torch.rand(2, 1, 4, 4))
     maps = torch.rand(2, 1, 4, 4)
-    coherency(explain, x, maps, 1)
+    coherency(x, maps, 1, explanation_func=explain)
     first, second, third = explain.calls[0][0]
     mask = functional.normalize(functional.upsample(maps, (8, 8)))
     same(first, x[0] * mask)
     same(second, x[1] * functional.upsample(mask, (12, 12)))
     same(third, x[2])
-    coherency(explain, x, maps, 1, mask_inputs=[1])
+    coherency(x, maps, 1, mask_inputs=[1], explanation_func=explain)
     same(explain.calls[1][0][0], x[0])
 
 
@@ -162,10 +162,10 @@ def test_coherency_runs_nothing_but_the_method() -> None:
     handle = model.register_forward_hook(lambda *_: passes.append(1))
     explain = explanation_func(method)
     with shared_work():
-        found = coherency(explain, x, maps, targets)
+        found = coherency(x, maps, targets, explanation_func=explain)
     handle.remove()
     assert len(passes) == 1
-    alone = [coherency(explain, x[[i]], maps[[i]], targets[i]) for i in range(3)]
+    alone = [coherency(x[[i]], maps[[i]], targets[i], explanation_func=explain) for i in range(3)]
     same(found, torch.cat(alone))
     expected = []
     for i in range(3):
@@ -175,23 +175,27 @@ def test_coherency_runs_nothing_but_the_method() -> None:
         expected.append((1 + np.corrcoef(*pair)[0, 1]) / 2 if all(each.std() > 0 for each in pair) else 0)
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
     with torch.inference_mode():
-        assert coherency(LayerFusionCAM(model, model.conv2).attribute, x.clone(), maps, targets).isfinite().all()
+        assert (
+            coherency(x.clone(), maps, targets, explanation_func=LayerFusionCAM(model, model.conv2).attribute)
+            .isfinite()
+            .all()
+        )
     assert hooks_on(model) == 0
 
 
 def test_errors_of_coherency() -> None:
     x, maps = images(2, 3, 4, 4), torch.rand(2, 1, 4, 4)
     with pytest.raises(TypeError, match="explanation_func must be a callable"):
-        coherency(None, x, maps)  # type: ignore[arg-type]
+        coherency(x, maps, explanation_func=None)  # type: ignore[arg-type]
     for wrong in (None, (maps, maps), [maps]):
         with pytest.raises(TypeError, match="explanation_func must return one tensor"):
-            coherency(Explainer(wrong), x, maps)
+            coherency(x, maps, explanation_func=Explainer(wrong))
     with pytest.raises(ValueError, match="the map of explanation_func must be of shape"):
-        coherency(Explainer(maps[:1]), x, maps)
+        coherency(x, maps, explanation_func=Explainer(maps[:1]))
     with pytest.raises(ValueError, match="attributions must be in"):
-        coherency(Explainer(maps), x, maps + 1, normalize=False)
+        coherency(x, maps + 1, normalize=False, explanation_func=Explainer(maps))
     with pytest.raises(ValueError, match="inputs: there is nothing to mask"):
-        coherency(Explainer(maps), torch.rand(2, 5), maps)
+        coherency(torch.rand(2, 5), maps, explanation_func=Explainer(maps))
 
 
 maps_of_six = st.lists(st.floats(-1e6, 1e6, width=32), min_size=6, max_size=6)
@@ -201,11 +205,13 @@ maps_of_six = st.lists(st.floats(-1e6, 1e6, width=32), min_size=6, max_size=6)
 @given(maps_of_six, maps_of_six, st.floats(0.1, 10))
 def test_properties_of_coherency(first: list[float], second: list[float], factor: float) -> None:
     x, maps, again = torch.ones(1, 1, 1, 6), row(*first), row(*second)
-    found = float(coherency(Explainer(again), x, maps))
+    found = float(coherency(x, maps, explanation_func=Explainer(again)))
     assert 0 <= found <= 1
-    assert float(coherency(Explainer(maps), x, maps)) in (0.0, pytest.approx(1.0))
-    assert float(coherency(Explainer(maps), x, again)) == pytest.approx(found, abs=1e-5), "symmetric"
-    assert float(coherency(Explainer(again * factor), x, maps)) == pytest.approx(found, abs=1e-3), "scale"
+    assert float(coherency(x, maps, explanation_func=Explainer(maps))) in (0.0, pytest.approx(1.0))
+    assert float(coherency(x, again, explanation_func=Explainer(maps))) == pytest.approx(found, abs=1e-5), "symmetric"
+    assert float(coherency(x, maps, explanation_func=Explainer(again * factor))) == pytest.approx(found, abs=1e-3), (
+        "scale"
+    )
 
 
 def test_correlation_is_numpys() -> None:
@@ -255,7 +261,7 @@ def test_adcc_in_batches() -> None:
         alone = adcc(model, x[[i]], maps[[i]], targets[i], explanation_func=method.attribute, perturbations_per_eval=1)
         for whole, part in zip(found, alone, strict=True):
             same(whole[[i]], part)
-    same(found.coherency, coherency(method.attribute, x, maps, targets))
+    same(found.coherency, coherency(x, maps, targets, explanation_func=method.attribute))
     same(100 * found.average_drop, average_drop(model, x, maps, targets))
     whole, part = confidences(model, x, maps, targets)
     by_hand = []

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCAM, LayerLayerCAM, shared_work
+from captum_fusion import LayerAblationCAM, LayerFusionCAM, LayerLayerCAM, LayerScoreCAM, shared_work
 from captum_fusion.metrics import Randomization, cascading_randomization
-from captum_fusion.metrics.sanity import pearson, spearman, ssim
+from captum_fusion.metrics.similarity import pearson, spearman, ssim
 from tests.networks import Net, WithBatchNorm, hooks_on, images, make
 from tests.test_contract import same
 
@@ -73,6 +73,22 @@ def test_a_cascade_of_a_small_network(kind: Any) -> None:
         same(cascading_randomization(method, x, targets).similarities, found.similarities)
     torch.manual_seed(7)
     same(cascading_randomization(method, x, targets).similarities, found.similarities, 0)
+
+
+@pytest.mark.parametrize("kind", [LayerScoreCAM, LayerLayerCAM, LayerAblationCAM])
+def test_a_cascade_shares_no_work_between_networks(kind: Any) -> None:
+    model, x, targets = make(), images(2, 3, 8, 8), [0, 3]
+    method = kind(model, model.conv2)
+    alone = cascading_randomization(method, x, targets)
+    assert (alone.similarities[1:] < 0.999).any(0).all()
+    with shared_work() as saved:
+        method.attribute(x, targets)
+        first = cascading_randomization(method, x, targets)
+        assert (saved.forward_samples, saved.backward_samples) == (0, 0), "every step has weights of its own"
+        same(first.similarities, alone.similarities)
+        same(cascading_randomization(method, x, targets).similarities, alone.similarities)
+        method.attribute(x, targets)
+        assert saved.forward_samples > 0, "the original network is still known"
 
 
 def test_noise_tunnels_draw_the_same_noise_for_every_network() -> None:
@@ -205,13 +221,13 @@ def test_errors() -> None:
         cascading_randomization(LayerGradCam(lambda y: model(y), model.conv2), x, 1)
     with pytest.raises(ValueError, match="similarity must be one of"):
         cascading_randomization(method, x, 1, similarity="cosine")
-    with pytest.raises(TypeError, match="similarity must be a word or a callable"):
+    with pytest.raises(TypeError, match="similarity must be a name or a callable"):
         cascading_randomization(method, x, 1, similarity=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="similarity must give a tensor"):
         cascading_randomization(method, x, 1, similarity=lambda a, b: a.mean())
     with pytest.raises(ValueError, match="seed"):
         cascading_randomization(method, x, 1, seed=-1)
-    with pytest.raises(TypeError, match="method must give one tensor"):
+    with pytest.raises(TypeError, match="method must return one tensor"):
         cascading_randomization(LayerFusionCAM(model, [model.conv1, model.conv2]), x, 1)
     with pytest.raises(ValueError, match="uses no module with parameters"):
         cascading_randomization(Saliency(nn.Sequential(nn.Flatten()).eval()), x.clone().requires_grad_(), 1)

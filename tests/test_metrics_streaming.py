@@ -51,7 +51,7 @@ def test_the_mean_over_batches() -> None:
     metric(x[1:], maps[1:], targets[1:])
     assert float(metric.compute()) == pytest.approx(float(expected), abs=1e-5)
     metric.reset()
-    with pytest.warns(UserWarning, match="compute"), pytest.raises(ValueError, match="has not been given any example"):
+    with pytest.warns(UserWarning, match="compute"), pytest.raises(ValueError, match="has no examples yet"):
         metric.compute()
 
 

@@ -193,7 +193,7 @@ class Masking:
         which = list(self._options.mask_inputs)
         if not which or any(ranks[i] != self._rank or not self.inputs[i].is_floating_point() for i in which):
             raise ValueError(
-                f"mask_inputs must be indices of floating point inputs of the layer's rank {self._rank}, not {which} "
+                f"mask_inputs must be indices of floating point inputs of rank {self._rank}, not {which} "
                 f"(ranks {ranks})"
             )
         return which

@@ -1,16 +1,21 @@
-"""How good a map is, and how to hand one to captum's own metrics, to Quantus and to torchmetrics."""
+"""Metrics of attribution maps, and adapters for captum's own metrics, Quantus and torchmetrics.
 
-from typing import TYPE_CHECKING, Any
+The positional arguments of a metric are ``forward_func`` (where it runs the network), ``inputs``, ``attributions``,
+``target`` and ``additional_forward_args``; for the localization metrics, ``attributions`` and the object's masks or
+boxes. Everything else is a keyword argument. Each returns a value, or a named tuple of values, for each example.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from captum_fusion.metrics.adapters import explanation_func, quantus_explain_func, to_input_shape
 from captum_fusion.metrics.causal import Curve, deletion, insertion, overall
+from captum_fusion.metrics.coherency import ADCC, adcc, coherency
 from captum_fusion.metrics.confidence import (
-    ADCC,
-    adcc,
     average_drop,
     average_gain,
     average_increase,
-    coherency,
     complexity,
     confidences,
     win_rate,
@@ -28,7 +33,7 @@ from captum_fusion.metrics.sanity import Randomization, cascading_randomization
 if TYPE_CHECKING:
     from captum_fusion.metrics.streaming import AttributionMetric as AttributionMetric
 
-#: Without ``AttributionMetric``, so that ``import *`` does not need torchmetrics.
+#: ``AttributionMetric`` is missing, so that ``import *`` does not need torchmetrics.
 __all__ = [
     "ADCC",
     "Curve",
@@ -58,8 +63,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """``AttributionMetric``, whose torchmetrics is optional."""
+def __getattr__(name: str) -> type[AttributionMetric]:
+    """Import ``AttributionMetric`` on first use, because torchmetrics is optional."""
     if name == "AttributionMetric":
         from captum_fusion.metrics.streaming import AttributionMetric
 

@@ -1,34 +1,40 @@
-"""Layer attributions for ``captum.metrics`` and for Quantus, which expect them to look like the inputs."""
+"""Adapters of layer attributions for ``captum.metrics`` and for Quantus, which expect maps of the inputs' shape."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from captum.attr import Attribution
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from captum_fusion._types import TensorOrTupleOfTensors
 from captum_fusion.functional import upsample
-from captum_fusion.metrics._common import channel_sum
+from captum_fusion.metrics._maps import channel_sum, single_tensor
 
-Tensors = Tensor | tuple[Tensor, ...]
+__all__ = ["explanation_func", "quantus_explain_func", "to_input_shape"]
 
 
-def to_input_shape(attributions: Tensor, inputs: Tensors) -> Any:
-    """Upsample a map and repeat it over the channels, so that it has the shape that ``infidelity`` demands.
+@overload
+def to_input_shape(attributions: Tensor, inputs: Tensor) -> Tensor: ...
+@overload
+def to_input_shape(attributions: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]: ...
+def to_input_shape(attributions: Tensor, inputs: TensorOrTupleOfTensors) -> TensorOrTupleOfTensors:
+    """Upsample a map to the inputs' size and repeat it over their channels, as ``captum.metrics.infidelity`` needs it.
 
     Args:
-        attributions (Tensor): Of shape ``(N, 1, *spatial)`` or ``(N, C, *spatial)``; channels are summed.
-        inputs (Tensor or tuple[Tensor, ...]): What was explained.
+        attributions (Tensor): Of shape ``(N, C, *spatial)``. Channels are summed.
+        inputs (Tensor or tuple[Tensor, ...]): The explained inputs.
 
     Returns:
-        Tensor or tuple[Tensor, ...]: A contiguous tensor of the shape and dtype of each input; zeros for inputs with
+        Tensor or tuple[Tensor, ...]: A contiguous tensor of the shape and dtype of each input. It is 0 for inputs with
         another number of dimensions than the map.
 
     Raises:
-        ValueError: If the map fits none of the inputs.
+        ValueError: If the map does not fit any of the inputs.
 
     Examples::
 
@@ -42,36 +48,41 @@ def to_input_shape(attributions: Tensor, inputs: Tensors) -> Any:
         >>> infidelity(net, perturb, images, attributions, target=1).shape
         torch.Size([2])
     """
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    fits = [x.dim() == attributions.dim() and x.shape[0] == attributions.shape[0] for x in given]
+    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    fits = [x.dim() == attributions.dim() and x.shape[0] == attributions.shape[0] for x in tensors]
     if not any(fits):
         raise ValueError(
-            f"attributions of shape {tuple(attributions.shape)} fit no input of shapes "
-            f"{[tuple(x.shape) for x in given]}"
+            f"attributions of shape {tuple(attributions.shape)} do not fit any of the inputs of shapes "
+            f"{[tuple(x.shape) for x in tensors]}"
         )
     summed = channel_sum(attributions)
     shaped = tuple(
         upsample(summed, x.shape[2:]).to(x.dtype).expand_as(x).contiguous() if fit else x.new_zeros(x.shape)
-        for x, fit in zip(given, fits, strict=True)
+        for x, fit in zip(tensors, fits, strict=True)
     )
     return shaped if isinstance(inputs, tuple) else shaped[0]
 
 
-def explanation_func(method: Attribution, *, input_shape: bool = False, **fixed: Any) -> Callable[..., Any]:
+def explanation_func(
+    method: Attribution, *, input_shape: bool = False, **attribute_kwargs: Any
+) -> Callable[..., TensorOrTupleOfTensors]:
     """A method as the ``explanation_func`` of ``captum.metrics.sensitivity_max``.
 
-    ``sensitivity_max`` calls it with a tuple first and with a tensor later, and wants the form mirrored; a layer
-    method returns a bare tensor for both, which makes a batch fail.
+    ``sensitivity_max`` calls it with a tuple first and with a tensor later, and expects a result of the same form. A
+    layer method returns a tensor for both, and then a batch fails.
 
     Args:
         method (Attribution): Any attribution that returns a single tensor for a single layer or input.
-        input_shape (bool, optional): Also bring the maps to the inputs' shape, with :func:`to_input_shape`.
+        input_shape (bool, optional): Bring the maps to the inputs' shape with :func:`to_input_shape`.
             Default: False
-        fixed (Any): Further arguments for every call of ``method.attribute``.
+        attribute_kwargs (Any): Further arguments for every call of ``method.attribute``.
 
     Returns:
-        callable: ``explain(inputs, **kwargs)``, which returns a tuple of contiguous tensors for a tuple of inputs and
+        callable: ``explain(inputs, **kwargs)``, which returns a tuple of contiguous tensors for a tuple of inputs, and
         a tensor for a tensor.
+
+    Raises:
+        TypeError: If ``input_shape`` is set and the method does not return one tensor (when called).
 
     Examples::
 
@@ -85,36 +96,38 @@ def explanation_func(method: Attribution, *, input_shape: bool = False, **fixed:
         torch.Size([2])
     """
 
-    def explain(inputs: Tensors, **kwargs: Any) -> Any:
-        result = method.attribute(inputs, **{**fixed, **kwargs})
+    def explain(inputs: TensorOrTupleOfTensors, **kwargs: Any) -> TensorOrTupleOfTensors:
+        result = method.attribute(inputs, **{**attribute_kwargs, **kwargs})
         if input_shape:
-            return to_input_shape(result, inputs)
+            return to_input_shape(single_tensor(result, "method"), inputs)
         tensors = tuple(t.contiguous() for t in (result if isinstance(result, tuple) else (result,)))
         return tensors if isinstance(inputs, tuple) or len(tensors) > 1 else tensors[0]
 
     return explain
 
 
-def quantus_explain_func(method: Callable[[Any], Attribution], **fixed: Any) -> Callable[..., Any]:
+def quantus_explain_func(
+    method: Callable[[Any], Attribution], **attribute_kwargs: Any
+) -> Callable[..., NDArray[np.floating[Any]]]:
     """A method as the ``explain_func`` of Quantus (https://github.com/understandable-machine-intelligence-lab/Quantus).
 
-    Quantus explains networks of its own making, too, such as randomised copies. Therefore it is given how a method is
-    made of a network, not a method. Maps come back at the inputs' size, with one channel. Quantus itself refuses a
+    Quantus also explains networks that it makes itself, such as randomised copies. It therefore needs a function that
+    makes the method for a network. Maps are returned at the inputs' size, with one channel. Quantus itself rejects a
     batch whose maps are all zero.
 
     Args:
-        method (callable): ``method(model)`` gives the attribution, for example ``lambda model: LayerFusionCAM(model,
-            model.layer4)``.
-        fixed (Any): Further arguments for every call of ``attribute``.
+        method (callable): ``method(model)`` returns the attribution, for example ``lambda model:
+            LayerFusionCAM(model, model.layer4)``.
+        attribute_kwargs (Any): Further arguments for every call of ``attribute``.
 
     Returns:
         callable: ``explain(model, inputs, targets, **kwargs)``, which takes arrays or tensors and returns a float32 (or
-        float64) array of shape ``(N, 1, *spatial)``. Its inputs are brought to the device and the type of the model's
-        parameters. Of ``kwargs``, ``device`` and ``method``, which Quantus adds by itself, are not needed; the others
-        go to ``attribute``.
+        float64) array of shape ``(N, 1, *spatial)``. Its inputs are moved to the device and dtype of the model's
+        parameters. ``device`` and ``method``, which Quantus adds to ``kwargs``, are ignored; the others go to
+        ``attribute``.
 
     Raises:
-        TypeError: If ``method`` is an attribution already, or does not return one.
+        TypeError: If ``method`` is an attribution itself, does not return one, or returns one without a single tensor.
 
     Examples::
 
@@ -127,26 +140,28 @@ def quantus_explain_func(method: Callable[[Any], Attribution], **fixed: Any) -> 
     """
     if isinstance(method, Attribution) or not callable(method):
         raise TypeError(
-            "method must be a function that makes an attribution of a model, such as "
+            "method must be a function that makes an attribution for a model, such as "
             f"lambda model: LayerFusionCAM(model, model.layer4), not {type(method).__name__}"
         )
 
-    def explain(model: Any, inputs: Any, targets: Any, **kwargs: Any) -> Any:
-        made = method(model)
-        if not isinstance(made, Attribution):
-            raise TypeError(f"method must return an attribution, not {type(made).__name__}")
+    def explain(model: nn.Module, inputs: Any, targets: Any, **kwargs: Any) -> NDArray[np.floating[Any]]:
+        attribution = method(model)
+        if not isinstance(attribution, Attribution):
+            raise TypeError(f"method must return an attribution, not {type(attribution).__name__}")
         options = {key: value for key, value in kwargs.items() if key not in ("device", "method")}
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         x = torch.as_tensor(np.asarray(inputs)) if not isinstance(inputs, Tensor) else inputs
         x = x.to(like.device, like.dtype)
         target = targets if targets is None else torch.as_tensor(targets, device=x.device).long().reshape(-1)
-        found = made.attribute(x, target=target, **{**fixed, **options})
-        tensors = found if isinstance(found, tuple) else (found,)
-        if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
-            raise TypeError("method must give one tensor: one layer that returns one")
-        maps = channel_sum(tensors[0])
+        attributions = single_tensor(
+            attribution.attribute(x, target=target, **{**attribute_kwargs, **options}), "method"
+        )
+        maps = channel_sum(attributions)
         if maps.dim() != x.dim():
-            raise ValueError(f"inputs of shape {tuple(x.shape)} fit no map of shape {tuple(tensors[0].shape)}")
-        return upsample(maps, x.shape[2:]).cpu().numpy()
+            raise ValueError(
+                f"inputs of shape {tuple(x.shape)} do not fit attributions of shape {tuple(attributions.shape)}"
+            )
+        array: NDArray[np.floating[Any]] = upsample(maps, x.shape[2:]).cpu().numpy()
+        return array
 
     return explain

@@ -1,4 +1,4 @@
-"""Where a map points, against where the object is: boxes or masks of pixels. For maps with two spatial dimensions."""
+"""Localization metrics: maps with two spatial dimensions, compared with boxes or masks of the object."""
 
 from __future__ import annotations
 
@@ -9,33 +9,32 @@ from torch import Tensor
 
 from captum_fusion import functional as formulas
 from captum_fusion._arguments import count, positive
-from captum_fusion.metrics._common import channel_sum
+from captum_fusion.metrics._docs import documented
+from captum_fusion.metrics._maps import channel_sum, varies
 
-_ARGS_MAPS = "attributions must be of shape (N, channels, height, width)"
+__all__ = ["boxes_to_masks", "energy_pointing_game", "localization_iou", "pointing_game", "segmentation_iou"]
 
 
+@documented
 def pointing_game(attributions: Tensor, masks: Tensor, *, tolerance: float = 15) -> Tensor:
-    """Pointing game: 1 where the highest value of a map is on the object, or near it, else 0. Higher is better.
+    """Pointing game: 1 where the maximum of a map is on the object or near it, else 0. Higher is better.
 
-    The point is a hit if it lies in the region, or if the centre of one of the region's pixels is closer to it than
-    ``tolerance`` pixels, as in TorchRay. Of several highest values the first in reading order counts. A constant map
-    points nowhere and misses, as does one that is not finite. From the paper: J. Zhang, S. A. Bargal, Z. Lin, J.
-    Brandt, X. Shen, S. Sclaroff, "Top-Down Neural Attention by Excitation Backprop", IJCV 2018,
-    https://arxiv.org/abs/1608.00507
+    The maximum is a hit if it lies in the object's region, or if the centre of one of the region's pixels is closer to
+    it than ``tolerance`` pixels, as in TorchRay. Of several maxima the first in reading order counts. A map that is
+    constant or not finite is a miss. From the paper: J. Zhang, S. A. Bargal, Z. Lin, J. Brandt, X. Shen, S. Sclaroff,
+    "Top-Down Neural Attention by Excitation Backprop", IJCV 2018, https://arxiv.org/abs/1608.00507
 
     Args:
-        attributions (Tensor): A map for each example, of shape ``(N, C, h, w)``: channels are summed, and the map is
-            brought to the masks' size.
-        masks (Tensor): Where the object is, bool, of shape ``(N, H, W)`` or ``(N, 1, H, W)``.
-        tolerance (float, optional): In pixels of the masks. 0 wants the point on the region itself.
+        {attributions}
+        {masks}
+        tolerance (float, optional): In pixels of the masks. With 0 the maximum must lie in the region itself.
             Default: 15
 
     Returns:
-        Tensor: Of shape (N,), 0 or 1; the paper's figure is the mean over each class, then over the classes.
+        Tensor: Of shape (N,), 0 or 1. The published number is the mean over each class, then over the classes.
 
     Raises:
-        TypeError: If an argument is not the tensor that it should be.
-        ValueError: If shapes do not fit, or ``tolerance`` is negative; the message names the argument.
+        {raises_shapes}
 
     Examples::
 
@@ -49,33 +48,32 @@ def pointing_game(attributions: Tensor, masks: Tensor, *, tolerance: float = 15)
     height, width = masks.shape[1:]
     flat = maps.flatten(1)
     highest = flat == flat.amax(1, keepdim=True)
-    places = torch.arange(flat.shape[1], device=flat.device)
-    point = torch.where(highest, places, flat.shape[1] - 1).amin(1)
-    rows = (torch.arange(height, device=flat.device) - (point // width)[:, None]).square()
-    columns = (torch.arange(width, device=flat.device) - (point % width)[:, None]).square()
-    squares = rows[:, :, None] + columns[:, None]
+    pixels = torch.arange(flat.shape[1], device=flat.device)
+    point = torch.where(highest, pixels, flat.shape[1] - 1).amin(1)
+    down = (torch.arange(height, device=flat.device) - (point // width)[:, None]).square()
+    across = (torch.arange(width, device=flat.device) - (point % width)[:, None]).square()
+    squares = down[:, :, None] + across[:, None]
     accepted = (squares < near**2) | (squares == 0)
-    hit = (accepted & masks).flatten(1).any(1) & _varies(maps)
+    hit = (accepted & masks).flatten(1).any(1) & varies(maps)
     return hit.to(maps.dtype)
 
 
+@documented
 def energy_pointing_game(attributions: Tensor, masks: Tensor) -> Tensor:
-    """Energy-based pointing game: the share of a map's positive part that is on the object. Higher is better.
+    """Energy-based pointing game: the share of a map's positive part that lies on the object. Higher is better.
 
-    A map without a positive value has no energy and gets 0, as does one that is not finite. From the paper: H. Wang et
+    A map that has no positive value, or is not finite, gets 0. From the paper: H. Wang et
     al., "Score-CAM", CVPRW 2020, https://arxiv.org/abs/1910.01279
 
     Args:
-        attributions (Tensor): A map for each example, of shape ``(N, C, h, w)``: channels are summed, and the map is
-            brought to the masks' size.
-        masks (Tensor): Where the object is, bool, of shape ``(N, H, W)`` or ``(N, 1, H, W)``.
+        {attributions}
+        {masks}
 
     Returns:
         Tensor: Of shape (N,), in [0, 1].
 
     Raises:
-        TypeError: If an argument is not the tensor that it should be.
-        ValueError: If shapes do not fit; the message names the argument.
+        {raises_shapes}
 
     Examples::
 
@@ -85,29 +83,30 @@ def energy_pointing_game(attributions: Tensor, masks: Tensor) -> Tensor:
     """
     masks, maps = _masks_and_maps(attributions, masks)
     energy = _positive_share(maps).flatten(1)
-    whole = energy.sum(1)
+    total = energy.sum(1)
     inside = (energy * masks.flatten(1)).sum(1)
-    return torch.where(whole > 0, inside / torch.where(whole > 0, whole, 1.0), 0.0).clamp(0, 1).to(maps.dtype)
+    return torch.where(total > 0, inside / torch.where(total > 0, total, 1.0), 0.0).clamp(0, 1).to(maps.dtype)
 
 
+@documented
 def localization_iou(
     attributions: Tensor, boxes: Sequence[Tensor], size: Sequence[int], *, threshold: float = 0.15
 ) -> Tensor:
-    """Overlap of a map's box with the object's: intersection over union. Higher is better.
+    """Intersection over union of a map's bounding box and the object's. Higher is better.
 
-    The map's box bounds the largest connected part (of eight neighbours; of several, the first in reading order) of
-    the pixels above ``threshold`` times the map's maximum. Of several boxes of an example the one with the largest
-    overlap counts. A map without a positive value has no box and gets 0, as does one that is not finite, and an example
-    without boxes. From the papers: B. Zhou et al., CVPR 2016, https://arxiv.org/abs/1512.04150 (threshold 0.2); R. R.
-    Selvaraju et al., "Grad-CAM", https://arxiv.org/abs/1610.02391 (0.15). An overlap of at least 0.5 is usually called
-    a find.
+    The map's box bounds the largest connected part of the pixels above ``threshold`` times the map's maximum. Pixels
+    that share a corner are connected; of several largest parts the first in reading order counts. Of several boxes of
+    an example the one with the largest overlap counts. An example without boxes gets 0, and so does a map that has no
+    positive value or is not finite. An overlap of at least 0.5 usually counts as localized. From the papers: B. Zhou
+    et al., CVPR 2016, https://arxiv.org/abs/1512.04150 (threshold 0.2); R. R. Selvaraju et al., "Grad-CAM",
+    https://arxiv.org/abs/1610.02391 (0.15).
 
     Args:
-        attributions (Tensor): A map for each example, of shape ``(N, C, h, w)``: channels are summed, and the map is
-            brought to ``size``.
+        attributions (Tensor): A map for each example, of shape ``(N, C, h, w)``. Channels are summed, and the map is
+            upsampled to ``size``.
         boxes (sequence of Tensor): For each example a tensor of shape ``(B, 4)``, the left, upper, right and lower
-            edges ``x0, y0, x1, y1`` of its B boxes in pixels; the whole picture is ``0, 0, width, height``.
-        size (sequence of int): Height and width, in pixels, of the picture that the boxes are of.
+            edges ``x0, y0, x1, y1`` of its B boxes in pixels. The whole picture is ``0, 0, width, height``.
+        size (sequence of int): Height and width of the picture, in pixels.
         threshold (float, optional): Share of the map's maximum, at least 0 and below 1.
             Default: 0.15
 
@@ -115,8 +114,7 @@ def localization_iou(
         Tensor: Of shape (N,), in [0, 1].
 
     Raises:
-        TypeError: If an argument is not the tensor that it should be.
-        ValueError: If shapes do not fit, or an option has a bad value; the message names the argument.
+        {raises_shapes}
 
     Examples::
 
@@ -125,34 +123,29 @@ def localization_iou(
         >>> localization_iou(attributions, [torch.tensor([[1.0, 1.0, 3.0, 3.0]])], (4, 4))
         tensor([0.6667])
     """
-    height, width = _size(size)
-    maps = _maps(attributions, (height, width))
-    found = maps.new_zeros(len(maps))
-    given = _boxes(boxes)
-    if len(given) != len(maps):
-        raise ValueError(f"boxes must hold a tensor for each of the {len(maps)} examples, not {len(given)}")
-    for i, (part, each) in enumerate(zip(_largest_parts(maps, threshold), given, strict=True)):
-        if not part.any() or not len(each):
-            continue
-        rows, columns = part.any(1).nonzero(), part.any(0).nonzero()
-        own = torch.cat([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).double()
-        low, high = torch.maximum(own[:2], each[:, :2]), torch.minimum(own[2:], each[:, 2:])
-        shared = (high - low).clamp(min=0).prod(1)
-        union = (own[2:] - own[:2]).prod() + (each[:, 2:] - each[:, :2]).prod(1) - shared
-        found[i] = (shared / union).max()
-    return found
+    from torchvision.ops import box_iou
+
+    maps = _maps(attributions, _size(size))
+    overlaps = maps.new_zeros(len(maps))
+    of_objects = _boxes(boxes)
+    if len(of_objects) != len(maps):
+        raise ValueError(f"boxes must hold a tensor for each of the {len(maps)} examples, not {len(of_objects)}")
+    for i, (part, objects) in enumerate(zip(_largest_parts(maps, threshold), of_objects, strict=True)):
+        if part.any() and len(objects):
+            overlaps[i] = box_iou(bounding_boxes(part[None]), objects).max()
+    return overlaps
 
 
+@documented
 def segmentation_iou(attributions: Tensor, masks: Tensor, *, threshold: float = 0.15) -> Tensor:
-    """Overlap of a map's largest part with the object's pixels: intersection over union. Higher is better.
+    """Intersection over union of a map's largest part and the object's pixels. Higher is better.
 
-    The part is the one that :func:`localization_iou` puts a box around. A map without a positive value has none and
-    gets 0, as does one that is not finite.
+    The part is the one whose bounding box :func:`localization_iou` uses. A map that has no positive value, or is not
+    finite, gets 0.
 
     Args:
-        attributions (Tensor): A map for each example, of shape ``(N, C, h, w)``: channels are summed, and the map is
-            brought to the masks' size.
-        masks (Tensor): Where the object is, bool, of shape ``(N, H, W)`` or ``(N, 1, H, W)``.
+        {attributions}
+        {masks}
         threshold (float, optional): Share of the map's maximum, at least 0 and below 1.
             Default: 0.15
 
@@ -160,8 +153,7 @@ def segmentation_iou(attributions: Tensor, masks: Tensor, *, threshold: float = 
         Tensor: Of shape (N,), in [0, 1].
 
     Raises:
-        TypeError: If an argument is not the tensor that it should be.
-        ValueError: If shapes do not fit, or ``threshold`` has a bad value; the message names the argument.
+        {raises_shapes}
 
     Examples::
 
@@ -176,7 +168,7 @@ def segmentation_iou(attributions: Tensor, masks: Tensor, *, threshold: float = 
 
 
 def boxes_to_masks(boxes: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """Boxes as masks of pixels. A pixel belongs to a box if its centre lies in it (the left and upper edges included).
+    """Boxes as masks of pixels. A pixel belongs to a box if its centre lies in the box or on its left or upper edge.
 
     Args:
         boxes (sequence of Tensor): For each example a tensor of shape ``(B, 4)``, the left, upper, right and lower
@@ -197,22 +189,32 @@ def boxes_to_masks(boxes: Sequence[Tensor], size: Sequence[int]) -> Tensor:
                  [0, 0, 0, 0]]], dtype=torch.int32)
     """
     height, width = _size(size)
-    given = _boxes(boxes)
-    masks = torch.zeros(len(given), height, width, dtype=torch.bool)
-    rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
-    for mask, each in zip(masks, given, strict=True):
-        across = (columns >= each[:, :1]) & (columns < each[:, 2:3])
-        down = (rows >= each[:, 1:2]) & (rows < each[:, 3:])
+    of_objects = _boxes(boxes)
+    masks = torch.zeros(len(of_objects), height, width, dtype=torch.bool)
+    y, x = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    for mask, objects in zip(masks, of_objects, strict=True):
+        across = (x >= objects[:, :1]) & (x < objects[:, 2:3])
+        down = (y >= objects[:, 1:2]) & (y < objects[:, 3:])
         mask |= (down[:, :, None] & across[:, None]).any(0)
     return masks.to(boxes[0].device) if len(boxes) else masks
 
 
+def bounding_boxes(masks: Tensor) -> Tensor:
+    """The bounding boxes ``x0, y0, x1, y1`` of masks (B, H, W) that are not empty; float64, (B, 4)."""
+    from torchvision.ops import masks_to_boxes
+
+    boxes: Tensor = masks_to_boxes(masks).double()
+    boxes[:, 2:] += 1  # from the last pixel to its far edge
+    return boxes
+
+
 def _maps(attributions: Tensor, size: Sequence[int]) -> Tensor:
-    """Attributions as (N, H, W), signed as they are."""
+    """Signed attributions as (N, H, W)."""
+    shape = "attributions must be of shape (N, channels, height, width)"
     if not isinstance(attributions, Tensor):
-        raise TypeError(f"{_ARGS_MAPS}, not {type(attributions).__name__}")
+        raise TypeError(f"{shape}, not {type(attributions).__name__}")
     if attributions.dim() != 4 or 0 in attributions.shape[1:]:
-        raise ValueError(f"{_ARGS_MAPS}, not {tuple(attributions.shape)}")
+        raise ValueError(f"{shape}, not {tuple(attributions.shape)}")
     return formulas.upsample(channel_sum(attributions), size)[:, 0]
 
 
@@ -222,7 +224,7 @@ def _masks_and_maps(attributions: Tensor, masks: Tensor) -> tuple[Tensor, Tensor
     if not isinstance(masks, Tensor):
         raise TypeError(f"{shape}, not {type(masks).__name__}")
     if masks.dtype != torch.bool:
-        raise TypeError(f"{shape}, not {masks.dtype}; give masks > 0, say")
+        raise TypeError(f"{shape}, not {masks.dtype}; give masks > 0, for example")
     if masks.dim() == 4 and masks.shape[1] == 1:
         masks = masks[:, 0]
     if masks.dim() != 3 or 0 in masks.shape[1:]:
@@ -245,29 +247,24 @@ def _boxes(boxes: Sequence[Tensor]) -> list[Tensor]:
     if not isinstance(boxes, (Tensor, Sequence)):
         raise TypeError(f"{wanted}, not {type(boxes).__name__}")
     checked = []
-    for each in boxes:
-        if not isinstance(each, Tensor):
-            raise TypeError(f"{wanted}, not {type(each).__name__}")
-        if each.dim() != 2 or each.shape[1] != 4:
-            raise ValueError(f"{wanted}, not {tuple(each.shape)}")
-        box = each.detach().cpu().double()
-        if not box.isfinite().all() or (box[:, :2] > box[:, 2:]).any():
-            raise ValueError(f"boxes must be finite, with x0 <= x1 and y0 <= y1, not {each.tolist()!r:.80}")
-        checked.append(box)
+    for objects in boxes:
+        if not isinstance(objects, Tensor):
+            raise TypeError(f"{wanted}, not {type(objects).__name__}")
+        if objects.dim() != 2 or objects.shape[1] != 4:
+            raise ValueError(f"{wanted}, not {tuple(objects.shape)}")
+        precise = objects.detach().cpu().double()
+        if not precise.isfinite().all() or (precise[:, :2] > precise[:, 2:]).any():
+            raise ValueError(f"boxes must be finite, with x0 <= x1 and y0 <= y1, not {objects.tolist()!r:.80}")
+        checked.append(precise)
     return checked
 
 
-def _varies(maps: Tensor) -> Tensor:
-    """Whether each map is finite, and more than a constant with rounding errors; (N,)."""
-    return formulas.normalize(maps).flatten(1).any(1)
-
-
 def _positive_share(maps: Tensor) -> Tensor:
-    """The positive part as shares of its maximum, float64; zeros for a map that has none or is not finite."""
+    """The positive part divided by its maximum, float64; zeros for a map that has none or is not finite."""
     values = formulas.precise(maps).relu()
     highest = values.amax((1, 2), keepdim=True)
-    good = maps.isfinite().all(2, keepdim=True).all(1, keepdim=True) & (highest > 0)
-    return torch.where(good, values / torch.where(good, highest, 1.0), 0.0)
+    defined = maps.isfinite().all(2, keepdim=True).all(1, keepdim=True) & (highest > 0)
+    return torch.where(defined, values / torch.where(defined, highest, 1.0), 0.0)
 
 
 def _largest_parts(maps: Tensor, threshold: float) -> Tensor:

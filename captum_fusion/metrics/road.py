@@ -1,4 +1,4 @@
-"""ROAD: how the score falls when pixels are replaced by what their neighbours suggest, so that nothing stands out."""
+"""ROAD: how the score changes when pixels are imputed from their neighbours, which leaves no visible mask."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_fusion import functional as formulas
 from captum_fusion._arguments import count, percentage, positive
 from captum_fusion._passes.modes import no_inference_mode
 from captum_fusion._passes.passes import Passes
-from captum_fusion._types import Target
+from captum_fusion._types import Target, TensorOrTupleOfTensors
 from captum_fusion.functional import ScoreFn
-from captum_fusion.metrics._common import Tensors, documented, input_maps
+from captum_fusion.metrics._docs import documented
+from captum_fusion.metrics._maps import input_maps, pixel_masks, pixel_ranks
 
-#: Steps to a pixel's neighbours (down, right), and how much each counts.
+#: The weight of each neighbour of a pixel, by its offset (down, right).
 _NEIGHBOURS = {
     (down, right): 1 / 6 if 0 in (down, right) else 1 / 12
     for down in (-1, 0, 1)
@@ -27,7 +29,7 @@ _NEIGHBOURS = {
 
 
 class Road(NamedTuple):
-    """Scores after the imputation of growing shares of pixels.
+    """Scores after increasing shares of the pixels have been imputed.
 
     Attributes:
         combined: Mean over the percentiles of ``(lerf - morf) / 2``, (N,). Higher is better.
@@ -45,7 +47,7 @@ class Road(NamedTuple):
 @documented
 def road(
     forward_func: Callable[..., Any],
-    inputs: Tensors,
+    inputs: TensorOrTupleOfTensors,
     attributions: Tensor,
     target: Target = None,
     additional_forward_args: Any = None,
@@ -57,45 +59,38 @@ def road(
     score_fn: str | ScoreFn = "softmax",
     perturbations_per_eval: int | None = None,
 ) -> Road:
-    """ROAD: pixels are imputed from their neighbours, the most relevant first (MoRF), or the least relevant (LeRF).
+    """ROAD: pixels are imputed from their neighbours, either the most relevant first (MoRF) or the least (LeRF).
 
-    Every imputed pixel is the weighted mean of its neighbours, known or imputed: 1/6 for those that share an edge and
-    1/12 for those that share a corner, where neighbours outside of the picture do not count; then noise is added. An
-    image without a known pixel becomes its mean colour. Pixels of the same value are taken in the order of the picture,
-    so that a constant map gets 0. For two spatial dimensions. From the paper: Y. Rong, T. Leemann, V. Borisov, G.
-    Kasneci, E. Kasneci, "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022,
-    https://arxiv.org/abs/2202.00449
+    Each imputed pixel is the weighted mean of its neighbours, known or imputed, plus noise. Neighbours that share an
+    edge have weight 1/6, those that share a corner 1/12, and those outside the picture 0. An image without known pixels
+    becomes its mean colour. Pixels of equal value are imputed in reading order, so a constant map gets 0. For inputs
+    with two spatial dimensions. From the paper: Y. Rong, T. Leemann, V. Borisov, G. Kasneci, E. Kasneci, "A Consistent
+    and Efficient Evaluation Strategy for Attribution Methods", ICML 2022, https://arxiv.org/abs/2202.00449
 
     Args:
         {args}
-        percentiles (sequence of float, optional): How many of the pixels are imputed, in percent, from 0 to 100.
+        percentiles (sequence of float, optional): Shares of imputed pixels, in percent, from 0 to 100.
             Default: 10, 20, ... 90
-        noise (float, optional): Standard deviation of the noise on imputed pixels, in the units of the (normalised)
-            input.
+        noise (float, optional): Standard deviation of the noise on imputed pixels, in units of the (normalised) input.
             Default: 0.01
-        seed (int, optional): Of the noise, which is the same for every example.
+        seed (int, optional): The seed of the noise, which is the same for every example.
             Default: 0
-        mask_inputs (sequence of int, optional): Which of several inputs are changed, at the same places.
-            Default: None (the first floating point input with spatial dimensions, and those of its rank)
-        score_fn (str or callable, optional): What is called a score: ``"softmax"``, ``"sigmoid"``, ``"identity"`` or a
-            function of the raw output.
-            Default: ``"softmax"``
-        perturbations_per_eval (int, optional): At most this many rows per example in one call of the network.
-            Default: None (timed)
+        {mask_inputs}
+        {score_fn}
+        {perturbations_per_eval}
 
     Returns:
-        Road: The combined figure, both curves, and the percentiles.
+        Road: The combined score, both curves and the percentiles.
 
     Raises:
-        AssertionError: If the target does not select one output for each example.
-        ValueError: If the attributions do not fit the inputs, or an option has a bad value.
+        {raises}
 
     Examples::
 
         >>> left = lambda x: x[..., :2].mean((1, 2, 3))
         >>> image = torch.tensor([[[[4.0, 4.0, 0.0, 0.0], [4.0, 4.0, 0.0, 0.0]]]])
-        >>> found = road(left, image, image, percentiles=[50], noise=0.0)
-        >>> found.morf, found.lerf, found.combined
+        >>> result = road(left, image, image, percentiles=[50], noise=0.0)
+        >>> result.morf, result.lerf, result.combined
         (tensor([[0.]], dtype=torch.float64), tensor([[4.]], dtype=torch.float64), tensor([2.], dtype=torch.float64))
     """
     shares = _percentiles(percentiles)
@@ -110,26 +105,25 @@ def road(
         mask_inputs=mask_inputs,
         perturbations_per_eval=perturbations_per_eval,
     )
-    size = passes.spatial_size
-    if len(size) != 2:
-        raise ValueError(f"inputs: road needs two spatial dimensions, not {len(size)}")
+    if len(passes.spatial_size) != 2:
+        raise ValueError(f"inputs: road needs two spatial dimensions, not {len(passes.spatial_size)}")
     with no_inference_mode():
-        flat = input_maps(attributions, passes).flatten(1)
-        ranks = torch.stack([_ranks(flat, descending=True), _ranks(flat, descending=False)])
-        gone = torch.tensor([round(share / 100 * flat.shape[1]) for share in shares], device=flat.device)
-        number = passes.examples
-        rows = torch.arange(number, device=flat.device).repeat(2 * len(shares))
-        order = torch.arange(2, device=flat.device).repeat_interleave(number * len(shares))
-        removed = gone.repeat_interleave(number).repeat(2)
+        flat = input_maps(attributions, passes.masking).flatten(1)
+        ranks = torch.stack([pixel_ranks(flat, descending=True), pixel_ranks(flat, descending=False)])
+        counts = torch.tensor([round(share / 100 * flat.shape[1]) for share in shares], device=flat.device)
+        examples = passes.examples
+        owners = torch.arange(examples, device=flat.device).repeat(2 * len(shares))
+        order = torch.arange(2, device=flat.device).repeat_interleave(examples * len(shares))
+        imputed = counts.repeat_interleave(examples).repeat(2)
 
-        def masks(some: slice, wanted: Sequence[int]) -> Tensor:
-            known = (ranks[order[some], rows[some]] >= removed[some, None]).reshape(-1, 1, *size).to(flat.dtype)
-            return known if tuple(wanted) == size else (formulas.upsample(known, wanted) > 0.5).to(flat.dtype)
+        def masks(chunk: slice, wanted: Sequence[int]) -> Tensor:
+            known = ranks[order[chunk], owners[chunk]] >= imputed[chunk, None]
+            return pixel_masks(known, passes.spatial_size, wanted, flat.dtype)
 
-        def imputed(x: Tensor, base: float | Tensor, mask: Tensor, some: slice) -> Tensor:
+        def compose(x: Tensor, base: float | Tensor, mask: Tensor, chunk: slice) -> Tensor:
             return impute(x, mask[:, 0] > 0.5, deviation, seed)
 
-        scores = passes.masked_scores(masks, rows, function, imputed).reshape(2, len(shares), number)
+        scores = passes.masked_scores(masks, owners, function, compose).reshape(2, len(shares), examples)
         morf, lerf = scores.to(passes.output.device).mT
     combined = ((lerf - morf) / 2).mean(1)
     return Road(combined, morf, lerf, torch.tensor(shares, dtype=combined.dtype, device=combined.device))
@@ -139,11 +133,11 @@ def impute(x: Tensor, known: Tensor, noise: float = 0.01, seed: int = 0) -> Tens
     """Noisy linear imputation of pixels.
 
     Args:
-        x (Tensor): Of shape (N, C, H, W).
-        known (Tensor): bool, of shape (N, H, W): the pixels that stay as they are.
-        noise (float, optional): Standard deviation of what is added to imputed pixels.
+        x (Tensor): Images of shape (N, C, H, W).
+        known (Tensor): bool, of shape (N, H, W): the pixels that keep their values.
+        noise (float, optional): Standard deviation of the noise on imputed pixels.
             Default: 0.01
-        seed (int, optional): Of the noise, which is the same for every example.
+        seed (int, optional): The seed of the noise, which is the same for every example.
             Default: 0
 
     Returns:
@@ -170,46 +164,40 @@ def impute(x: Tensor, known: Tensor, noise: float = 0.01, seed: int = 0) -> Tens
     return torch.where(known[:, None].to(x.device), x.detach(), changed)
 
 
-def _solve(image: Any, missing: Any) -> Any:
-    """Values of the missing pixels, (missing pixels, C), of an image (C, H, W) without noise."""
+def _solve(image: NDArray[np.float64], missing: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Values of the missing pixels, (missing pixels, C), of an image (C, H, W), without noise."""
     from scipy.sparse import csc_matrix
     from scipy.sparse.linalg import splu
 
     height, width = missing.shape
-    rows, columns = np.nonzero(missing)
-    each = np.arange(len(rows))
-    number = np.full(missing.shape, -1)
-    number[rows, columns] = each
-    diagonal, right = np.zeros(len(rows)), np.zeros((len(rows), len(image)))
-    entries, at_rows, at_columns = [], [], []
+    ys, xs = np.nonzero(missing)
+    unknowns = np.arange(len(ys))
+    number = np.full(missing.shape, -1)  # of each missing pixel
+    number[ys, xs] = unknowns
+    diagonal, right = np.zeros(len(ys)), np.zeros((len(ys), len(image)))
+    entries, equations, variables = [], [], []
     for (down, across), weight in _NEIGHBOURS.items():
-        y, x = rows + down, columns + across
+        y, x = ys + down, xs + across
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        mine, y, x = each[inside], y[inside], x[inside]
+        mine, y, x = unknowns[inside], y[inside], x[inside]
         diagonal[mine] += weight
-        other = number[y, x]
-        known = other < 0
+        neighbour = number[y, x]
+        known = neighbour < 0
         right[mine[known]] += weight * image[:, y[known], x[known]].T
         entries.append(np.full((~known).sum(), -weight))
-        at_rows.append(mine[~known])
-        at_columns.append(other[~known])
-    entries, at_rows, at_columns = [*entries, diagonal], [*at_rows, each], [*at_columns, each]
+        equations.append(mine[~known])
+        variables.append(neighbour[~known])
+    entries, equations, variables = [*entries, diagonal], [*equations, unknowns], [*variables, unknowns]
     system = csc_matrix(
-        (np.concatenate(entries), (np.concatenate(at_rows), np.concatenate(at_columns))), shape=(len(rows), len(rows))
+        (np.concatenate(entries), (np.concatenate(equations), np.concatenate(variables))), shape=(len(ys), len(ys))
     )
-    # Symmetric and positive definite, so that no pivoting is needed: half the time of the other orderings or less.
+    # Symmetric and positive definite, so it needs no pivoting, which takes at most half the time of other orderings.
     factors = splu(system, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
-    return factors.solve(right)
+    solution: NDArray[np.float64] = factors.solve(right)
+    return solution
 
 
-def _ranks(flat: Tensor, descending: bool) -> Tensor:
-    """The place of each pixel in the order of its map (N, pixels)."""
-    order = flat.argsort(dim=1, descending=descending, stable=True)
-    places = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
-
-
-def _percentiles(percentiles: Any) -> list[float]:
+def _percentiles(percentiles: Sequence[float]) -> list[float]:
     if not isinstance(percentiles, (tuple, list)) or not percentiles:
         raise ValueError(f"percentiles must be a list of at least one number, not {percentiles!r:.80}")
-    return [percentage("percentiles", each) for each in percentiles]
+    return [percentage("percentiles", share) for share in percentiles]

@@ -1,4 +1,4 @@
-"""The mean of a metric over a stream of batches and over processes, as a metric of torchmetrics."""
+"""The mean of a metric over batches and processes, as a metric of torchmetrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_fusion.metrics.causal import Curve
-from captum_fusion.metrics.confidence import ADCC
+from captum_fusion.metrics.coherency import ADCC
 from captum_fusion.metrics.road import Road
 
 try:
@@ -18,13 +18,13 @@ try:
 except ImportError as error:
     raise ImportError("AttributionMetric needs torchmetrics: pip install torchmetrics") from error
 
-#: What counts of the metrics that return more than a tensor.
+#: The part of each result with several parts whose mean is taken.
 _PARTS: dict[type, str] = {Curve: "auc", Road: "combined", ADCC: "adcc"}
 
-#: Numbers of the metrics that are made.
+#: A number for each instance.
 _numbers = itertools.count()
 
-#: Options that are those of ``torchmetrics.Metric``.
+#: The options of ``torchmetrics.Metric``.
 _OF_TORCHMETRICS = (
     "compute_on_cpu",
     "compute_with_cache",
@@ -37,21 +37,22 @@ _OF_TORCHMETRICS = (
 
 
 class AttributionMetric(Metric):
-    """The mean of one of this package's metrics over all examples that it is shown, in all processes.
+    """The mean of one of this package's metrics over all examples of all batches and processes.
 
     Args:
-        metric (callable): Any function of :mod:`captum_fusion.metrics` that gives a value for each example, or one of
-            the user's with such a signature.
-        forward_func (callable, optional): The model, for the metrics that take one as their first argument. The metric
-            does not own it: it is neither moved, nor saved, nor copied with it.
+        metric (callable): Any function of :mod:`captum_fusion.metrics` that returns a value for each example, or a
+            function of your own that does.
+        forward_func (callable, optional): The model, for metrics that take it as their first argument. It is not moved,
+            saved or copied with the metric.
             Default: None
-        part (str, optional): Which part counts of a metric that returns several: ``"coherency"`` of
-            :func:`~captum_fusion.metrics.confidence.adcc`, say. The parts must be of shape (N,).
+        part (str, optional): The part to average of a metric that returns several, such as ``"coherency"`` of
+            :func:`~captum_fusion.metrics.coherency.adcc`. It must be of shape (N,).
             Default: None (``auc`` of a curve, ``combined`` of ROAD, ``adcc`` of ADCC)
-        options (Any): Further keyword arguments of every call of ``metric``, and those of ``torchmetrics.Metric``.
+        options (Any): Further keyword arguments for every call of ``metric``, and those of ``torchmetrics.Metric``.
 
     Raises:
-        TypeError: If ``metric`` is not callable, or returns anything but one value for each example.
+        TypeError: If ``metric`` is not callable, or does not return one value for each example.
+        ValueError: If the metric's result has no such ``part``.
 
     Examples::
 
@@ -91,16 +92,16 @@ class AttributionMetric(Metric):
         self._forward_func = _Held(forward_func)
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("number", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        # A MetricCollection takes metrics whose states are equal after the first batch for one and the same.
+        # A MetricCollection merges metrics whose states are equal after the first batch, so no two may be.
         self.add_state("identity", torch.tensor(next(_numbers)), dist_reduce_fx="max")
 
     def update(self, *arguments: Any, **keywords: Any) -> None:
-        """Take a batch.
+        """Add a batch.
 
         Args:
-            arguments (Any): What ``metric`` takes after ``forward_func``: inputs, attributions, target, ... (for the
-                metrics of localization, which take none: attributions, masks, ...).
-            keywords (Any): Further arguments for this batch.
+            arguments (Any): The arguments of ``metric`` after ``forward_func``: inputs, attributions, target, ... for
+                most metrics; attributions, masks, ... for localization metrics.
+            keywords (Any): Further keyword arguments for this batch.
         """
         forward_func = self._forward_func.value
         first = () if forward_func is None else (forward_func,)
@@ -108,16 +109,16 @@ class AttributionMetric(Metric):
         self.total += values.detach().to(self.total).sum()
         self.number += values.numel()
 
-    def _values(self, found: Any) -> Tensor:
-        part = self._part or _PARTS.get(type(found))
+    def _values(self, result: object) -> Tensor:
+        part = self._part or _PARTS.get(type(result))
         if part is not None:
-            if not hasattr(found, part):
-                raise ValueError(f"part: {type(found).__name__} has no {part!r}")
-            found = getattr(found, part)
-        if not isinstance(found, Tensor) or found.dim() != 1:
-            kind = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise TypeError(f"metric must give a tensor with one value for each example, not {kind}; name its part")
-        return found
+            if not hasattr(result, part):
+                raise ValueError(f"part: {type(result).__name__} has no {part!r}")
+            result = getattr(result, part)
+        if not isinstance(result, Tensor) or result.dim() != 1:
+            kind = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise TypeError(f"metric must return a tensor with one value for each example, not {kind}; give part=")
+        return result
 
     def compute(self) -> Tensor:
         """The mean over all examples.
@@ -126,15 +127,15 @@ class AttributionMetric(Metric):
             Tensor: A float64 scalar.
 
         Raises:
-            ValueError: If there has been no example.
+            ValueError: If no example has been added.
         """
         if not self.number:
-            raise ValueError("AttributionMetric has not been given any example: call update() first")
+            raise ValueError("AttributionMetric has no examples yet: call update() first")
         return self.total / self.number
 
 
 class _Held:
-    """A value that its holder's copies share, and that is not one of its modules."""
+    """A value that copies of its owner share, and that torch does not register as a submodule."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
