@@ -10,6 +10,7 @@ base class                 for methods that                                     
 :class:`SampledCAM`        compute gradients at perturbed copies of the input           (implement ``_maps``)
 :class:`MaskedCAM`         score masked inputs                                          ``masked_scores(...)``
 :class:`BackgroundCAM`     score masked inputs on a blurred background                  ``masked_scores(...)``
+:class:`ChannelScoresCAM`  weight channels by the score of one mask each, or search     (implement ``_evaluator``)
 :class:`RepeatedMasksCAM`  weight channels by the mean score of several masked inputs   (implement ``_changes``)
 :class:`ReplacedCAM`       score replaced activations of the layer                      ``replaced_scores(...)``
 =========================  ===========================================================  ============================
@@ -20,7 +21,7 @@ A method that combines several layers or passes overrides :meth:`CAM._maps`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, overload
 
 import torch
 from captum.attr import Attribution, GradientAttribution, LayerAttribution, PerturbationAttribution
@@ -35,12 +36,17 @@ from captum_fusion._passes.masking import Compose, MaskingOptions, Masks
 from captum_fusion._passes.modes import no_inference_mode, warn_if_training
 from captum_fusion._passes.passes import Passes
 from captum_fusion._passes.sharing import shared_work
-from captum_fusion._types import Attributions, Baselines, Layer, Reshape, Target
+from captum_fusion._types import Attributions, Baselines, Layer, Reshape, Target, TensorOrTupleOfTensors
 from captum_fusion.attr._docs import documented
 from captum_fusion.attr._info import MethodInfo
+from captum_fusion.attr._search import SearchDetails, SearchOptions, search_channels
 from captum_fusion.functional import ScoreFn
 
 Result = TypeVar("Result")
+
+#: The return type of ``attribute`` with ``return_details=True`` where channel scores may be searched for.
+_Searched = tuple[TensorOrTupleOfTensors, SearchDetails | tuple[SearchDetails, ...]]
+SearchedAttributions = _Searched | list[_Searched]
 
 #: Names of the masking options of ``attribute``.
 MASKING_OPTIONS = frozenset(MaskingOptions._fields)
@@ -105,10 +111,12 @@ class LayerTensor:
         """Scores of the baselines, (N,)."""
         return self.passes.baseline_scores(score_fn).to(self.activations.device)
 
-    def masked_scores(self, masks: Masks, owners: Tensor, score_fn: ScoreFn, compose: Compose | None = None) -> Tensor:
+    def masked_scores(
+        self, masks: Masks, owners: Tensor, score_fn: ScoreFn, compose: Compose | None = None, share: bool = True
+    ) -> Tensor:
         """Scores of masked inputs, (S,); see :meth:`captum_fusion._passes.passes.Passes.masked_scores`."""
         shared_as = None
-        if self._masks is not None:
+        if share and self._masks is not None:
             shared_as = self._layer, self._index, self.passes.call.reshape, self._masks
         return self.passes.masked_scores(masks, owners, score_fn, compose, shared_as)
 
@@ -529,10 +537,160 @@ class Changes(NamedTuple):
     samples: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
-class RepeatedMasksCAM(MaskedCAM):
-    """Base class of methods whose channel weights are mean scores of several versions of the masked input."""
+class ChannelScoresCAM(MaskedCAM):
+    """Base class of methods with one score per channel. They can search for the scores instead of measuring all.
+
+    A subclass implements ``_evaluator(tensor)``, which returns ``evaluate(examples, channels)``: scores (P,) of
+    (example, channel) pairs.
+    """
 
     score_fn: str | ScoreFn
+    weighting = "probability"
+    _search = SearchOptions()
+
+    def _set_search(self, max_evaluations: int | None, tolerance: float | None) -> None:
+        self._search = SearchOptions(max_evaluations, tolerance).check()
+        self.uses_gradients = self._search.searches
+
+    @property
+    def max_evaluations(self) -> int | None:
+        """The most channels to evaluate in each example, or None."""
+        return self._search.max_evaluations
+
+    @property
+    def tolerance(self) -> float | None:
+        """The expected error of the map at which the search may end, or None."""
+        return self._search.tolerance
+
+    def _evaluator(self, tensor: LayerTensor) -> Callable[[Tensor, Tensor], Tensor]:
+        raise NotImplementedError
+
+    def _map(self, tensor: LayerTensor) -> Tensor:
+        return self._map_and_details(tensor)[0]
+
+    def _map_and_details(self, tensor: LayerTensor) -> tuple[Tensor, SearchDetails]:
+        live = formulas.live_channels(tensor.activations)
+        evaluate, baseline = self._evaluator(tensor), None
+        if self.weighting == "increase":
+            baseline = tensor.baseline_scores(formulas.score_function(self.score_fn))
+        if self._search.searches:
+            scores, details = search_channels(
+                tensor.activations,
+                tensor.gradients,
+                live,
+                evaluate,
+                self._search,
+                weighting=self.weighting,
+                is_probability=self.weighting != "softmax" and self.score_fn in ("softmax", "sigmoid"),
+                baseline=baseline,
+            )
+            scores = scores.to(formulas.precise(tensor.activations[:0]))
+        else:
+            examples, channels = formulas.channel_pairs(live)
+            scores = formulas.channel_table(live, examples, channels, evaluate(examples, channels))
+            details = SearchDetails(live.sum(1).cpu(), torch.zeros(len(live), dtype=torch.double, device="cpu"))
+        if self.weighting == "softmax":
+            weights = formulas.softmax_weights(scores, live)
+        elif baseline is not None:
+            weights = formulas.increase_weights(scores, baseline.to(scores.device), live)
+        else:
+            weights = scores
+        attribution = formulas.weighted_activations(tensor.activations, weights)
+        return attribution.to(tensor.activations.dtype), details
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        baselines: Baselines = 0,
+        mask_inputs: Sequence[int] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+        return_details: Literal[False] = False,
+    ) -> Attributions: ...
+
+    @overload
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        baselines: Baselines = 0,
+        mask_inputs: Sequence[int] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+        return_details: Literal[True],
+    ) -> SearchedAttributions: ...
+
+    @log_usage()
+    @documented
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        baselines: Baselines = 0,
+        mask_inputs: Sequence[int] | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+        return_details: bool = False,
+    ) -> Attributions | SearchedAttributions:
+        """Explain a batch.
+
+        Args:
+            {shared_args}
+            {masked_args}
+            return_details (bool, optional): Also return how the channel scores were found.
+                Default: False
+
+        Returns:
+            {layer_returns}
+            - **details** (:class:`SearchDetails` or a tuple of them): With ``return_details=True``, second in a pair.
+
+        Raises:
+            {raises}
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_fusion import LayerScoreCAM
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10)).eval()
+            >>> attribution, details = LayerScoreCAM(net, net[0]).attribute(
+            ...     torch.rand(2, 3, 8, 8), target=[3, 7], return_details=True
+            ... )
+            >>> attribution.shape, details.evaluations
+            (torch.Size([2, 1, 6, 6]), tensor([4, 4]))
+        """
+        layers = self._explain(
+            lambda passes, evaluations: [
+                [self._map_and_details(tensor) for tensor in tensors] for tensors in self._tensors(passes, evaluations)
+            ],
+            inputs,
+            target,
+            additional_forward_args,
+            attribute_to_layer_input,
+            baselines=baselines,
+            mask_inputs=mask_inputs,
+            perturbations_per_eval=perturbations_per_eval,
+            show_progress=show_progress,
+        )
+        if not return_details:
+            return self._result([tuple(attribution for attribution, _ in tensors) for tensors in layers])
+        pairs = [tuple(map(format_result, zip(*tensors, strict=True))) for tensors in layers]
+        result: SearchedAttributions = self._per_layer(pairs)
+        return result
+
+
+class RepeatedMasksCAM(ChannelScoresCAM):
+    """Base class of methods whose channel weights are mean scores of several versions of the masked input."""
 
     @property
     def copies(self) -> int:
@@ -542,28 +700,26 @@ class RepeatedMasksCAM(MaskedCAM):
     def _changes(self) -> Changes:
         raise NotImplementedError
 
-    def _map(self, tensor: LayerTensor) -> Tensor:
-        activations = tensor.activations
-        live = formulas.live_channels(activations)
-        examples, channels = formulas.channel_pairs(live)
-        copies = self.copies
-        owners = examples.repeat_interleave(copies)
-        numbers = torch.arange(copies, device=owners.device).repeat(len(examples))
-        picked = channels.repeat_interleave(copies)
-        changes = self._changes()
-
-        def masks(chunk: slice, size: Sequence[int]) -> Tensor:
-            return changes.masks(activations[owners[chunk], picked[chunk]].unsqueeze(1), numbers[chunk], size)
-
-        def compose(x: Tensor, base: float | Tensor, mask: Tensor, chunk: slice) -> Tensor:
-            assert changes.samples is not None
-            return changes.samples(base + mask * (x - base), numbers[chunk])
-
+    def _evaluator(self, tensor: LayerTensor) -> Callable[[Tensor, Tensor], Tensor]:
+        activations, copies, changes = tensor.activations, self.copies, self._changes()
         score_fn = formulas.score_function(self.score_fn)
-        scores = tensor.masked_scores(masks, owners, score_fn, None if changes.samples is None else compose)
-        scores = torch.where(scores.isfinite(), scores, 0.0)
-        weights = formulas.channel_table(live, examples, channels, scores.reshape(-1, copies).mean(1))
-        return formulas.weighted_activations(activations, weights)
+
+        def evaluate(examples: Tensor, channels: Tensor) -> Tensor:
+            owners, picked = examples.repeat_interleave(copies), channels.repeat_interleave(copies)
+            numbers = torch.arange(copies, device=owners.device).repeat(len(examples))
+
+            def masks(chunk: slice, size: Sequence[int]) -> Tensor:
+                return changes.masks(activations[owners[chunk], picked[chunk]].unsqueeze(1), numbers[chunk], size)
+
+            def compose(x: Tensor, base: float | Tensor, mask: Tensor, chunk: slice) -> Tensor:
+                assert changes.samples is not None
+                return changes.samples(base + mask * (x - base), numbers[chunk])
+
+            composed = None if changes.samples is None else compose
+            scores = tensor.masked_scores(masks, owners, score_fn, composed, share=not self._search.searches)
+            return torch.where(scores.isfinite(), scores, 0.0).reshape(-1, copies).mean(1)
+
+        return evaluate
 
 
 class ReplacedCAM(CAM, PerturbationAttribution):

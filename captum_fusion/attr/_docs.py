@@ -112,6 +112,14 @@ _AUTHORS_CODE = """\
 authors_code (bool, optional): Reproduce the authors' published code where it differs from the formulas above.
     Default: False"""
 
+_SEARCH_ARGS = """\
+max_evaluations (int, optional): The most channels whose masks are evaluated in each example. The scores of the
+    other channels are predicted.
+    Default: None (all live channels; 128 with a tolerance)
+tolerance (float, optional): End the search when ``1 - correlation`` of the map with the map of all scores is
+    expected to be below this, with a margin of :data:`captum_fusion.functional.channel_search.DOUBT`.
+    Default: None (evaluate ``max_evaluations`` channels)"""
+
 
 def documented(function: F) -> F:
     """Fill the shared paragraphs into a docstring."""
@@ -128,6 +136,7 @@ def documented(function: F) -> F:
         "reshape_arg": _RESHAPE_ARG,
         "score_fn": _SCORE_FN,
         "authors_code": _AUTHORS_CODE,
+        "search_args": _SEARCH_ARGS,
         "raises": _RAISES,
     }
     return fill_docstring(function, parts)

@@ -343,6 +343,7 @@ class LayerFusionCAM(_Fusion):
         theta: float = 10.0,
         weighting: str = "normalized",
         authors_code: bool = False,
+        max_evaluations: int | None = None,
         score_fn: str | ScoreFn = "softmax",
         reshape: Reshape | None = None,
     ) -> None:
@@ -357,6 +358,9 @@ class LayerFusionCAM(_Fusion):
         weighting (str, optional): Weights of the maps, ``"normalized"`` or ``"raw"``.
             Default: ``"normalized"``
         {authors_code}
+        max_evaluations (int, optional): Most channels that the default region component evaluates in each example (see
+            :class:`LayerScoreCAM`).
+            Default: None (all live channels)
         {score_fn}
             Contributions are differences of these scores. Gradients always use the raw output.
             Default: ``"softmax"``
@@ -364,8 +368,8 @@ class LayerFusionCAM(_Fusion):
         """
         _Fusion.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self._set_options(theta, weighting, authors_code, score_fn)
-        self.gradient_method = _component("gradient_method", gradient_method, LayerGradCam, self)
-        self.region_method = _component("region_method", region_method, LayerScoreCAM, self)
+        self.gradient_method = _gradient_component(gradient_method, self)
+        self.region_method = _region_component(region_method, max_evaluations, self)
 
     @property
     def uses_gradients(self) -> bool:  # type: ignore[override]
@@ -559,6 +563,7 @@ class LayerUnionCAM(_Fusion):
         alpha: str = "sum",
         weighting: str = "normalized",
         authors_code: bool = False,
+        max_evaluations: int | None = None,
         score_fn: str | ScoreFn = "softmax",
         reshape: Reshape | None = None,
     ) -> None:
@@ -574,6 +579,9 @@ class LayerUnionCAM(_Fusion):
         weighting (str, optional): Weights of the maps, ``"normalized"`` or ``"raw"``.
             Default: ``"normalized"``
         {authors_code}
+        max_evaluations (int, optional): Most channels that the default region component evaluates in each example (see
+            :class:`LayerScoreCAM`).
+            Default: None (all live channels)
         {score_fn}
             Contributions are differences of these scores. Gradients always use the raw output.
             Default: ``"softmax"``
@@ -582,7 +590,7 @@ class LayerUnionCAM(_Fusion):
         _Fusion.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self._set_options(theta, weighting, authors_code, score_fn)
         self.alpha = choice("alpha", alpha, ("sum", "count"))
-        self.region_method = _component("region_method", region_method, LayerScoreCAM, self)
+        self.region_method = _region_component(region_method, max_evaluations, self)
 
     uses_gradients = True
 
@@ -839,11 +847,27 @@ class GuidedFusionCAM(GradientAttribution, SeveralTargets):
         return attributions if isinstance(inputs, tuple) else attributions[0]
 
 
-def _component(name: str, given: Attribution | None, default: type[LayerAttribution], fusion: CAM) -> Attribution:
+def _gradient_component(given: Attribution | None, fusion: CAM) -> Attribution:
     if given is None:
-        if issubclass(default, CAM):
-            return default(fusion.forward_func, fusion.layer, fusion.device_ids, reshape=fusion.reshape)
-        return default(fusion.forward_func, fusion.layer, fusion.device_ids)
+        return LayerGradCam(fusion.forward_func, fusion.layer, fusion.device_ids)
+    return _checked_component("gradient_method", given)
+
+
+def _region_component(given: Attribution | None, max_evaluations: int | None, fusion: CAM) -> Attribution:
+    if given is None:
+        return LayerScoreCAM(
+            fusion.forward_func,
+            fusion.layer,
+            fusion.device_ids,
+            max_evaluations=max_evaluations,
+            reshape=fusion.reshape,
+        )
+    if max_evaluations is not None:
+        raise ValueError("max_evaluations is an option of the default region_method; give it to yours instead")
+    return _checked_component("region_method", given)
+
+
+def _checked_component(name: str, given: Attribution) -> Attribution:
     if isinstance(given, type) or not callable(getattr(given, "attribute", None)):
         raise TypeError(f"{name} must be an object with an attribute method, such as captum's, not {given!r:.80}")
     return given

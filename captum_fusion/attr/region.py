@@ -14,6 +14,7 @@ from captum_fusion._types import Layer, Reshape
 from captum_fusion.attr._bases import (
     BackgroundCAM,
     Changes,
+    ChannelScoresCAM,
     LayerTensor,
     MaskedCAM,
     RepeatedMasksCAM,
@@ -26,18 +27,24 @@ from captum_fusion.functional import ScoreFn
 __all__ = ["LayerDecomCAM", "LayerGroupCAM", "LayerISCAM", "LayerSSCAM", "LayerScoreCAM"]
 
 
-class LayerScoreCAM(MaskedCAM):
+class LayerScoreCAM(ChannelScoresCAM):
     """Score-CAM: channels weighted by the scores of inputs masked with their upsampled, normalised activations.
 
     The map is ``ReLU(sum_k w_k A^k)`` in the layer's space, not normalised. The weights ``w`` are
 
     - ``weighting="softmax"`` (the paper, algorithm 1): the softmax over channels of the raw output under each mask;
-    - ``weighting="increase"`` (close to the authors' code): ReLU of the increase in score over the baseline.
+    - ``weighting="probability"`` (the authors' code): the score under each mask;
+    - ``weighting="increase"``: ReLU of the increase in score over the baseline.
 
     Channels that are constant over space, such as dead ones, cannot mask the input. Their weight is 0, and they take no
     masked sample.
     Cost per example: one forward sample, one masked sample per live channel, and one baseline sample for
     ``"increase"``.
+
+    With ``max_evaluations`` or ``tolerance`` not all channels are scored: a search (active Score-CAM, see
+    :class:`captum_fusion.functional.ChannelSearch`) scores the channels that matter most for the map, and predicts the
+    scores of the others. The map is the same if the budget covers all live channels. The search takes one backward
+    sample.
 
     More details in the paper: H. Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural
     Networks", CVPR Workshops 2020, https://arxiv.org/abs/1910.01279
@@ -63,39 +70,38 @@ class LayerScoreCAM(MaskedCAM):
         device_ids: list[int] | None = None,
         *,
         weighting: str = "softmax",
+        max_evaluations: int | None = None,
+        tolerance: float | None = None,
         score_fn: str | ScoreFn = "softmax",
         reshape: Reshape | None = None,
     ) -> None:
         """Args:
         {constructor_args}
-        weighting (str, optional): Channel weights, ``"softmax"`` or ``"increase"``.
+        weighting (str, optional): Channel weights, ``"softmax"``, ``"probability"`` or ``"increase"``.
             Default: ``"softmax"``
+        {search_args}
         {score_fn}
             The softmax weights always use the raw output.
             Default: ``"softmax"``
         {reshape_arg}
         """
         MaskedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
-        self.weighting = choice("weighting", weighting, ("softmax", "increase"))
+        self.weighting = choice("weighting", weighting, ("softmax", "probability", "increase"))
+        self._set_search(max_evaluations, tolerance)
         self.score_fn = checked_score_fn(score_fn)
 
-    def _map(self, tensor: LayerTensor) -> Tensor:
+    def _evaluator(self, tensor: LayerTensor) -> Callable[[Tensor, Tensor], Tensor]:
         activations = tensor.activations
-        live = formulas.live_channels(activations)
-        examples, channels = formulas.channel_pairs(live)
-
-        def masks(chunk: slice, size: Sequence[int]) -> Tensor:
-            return formulas.normalize(
-                formulas.upsample(activations[examples[chunk], channels[chunk]].unsqueeze(1), size)
-            )
-
         score_fn = formulas.score_function("identity" if self.weighting == "softmax" else self.score_fn)
-        scores = formulas.channel_table(live, examples, channels, tensor.masked_scores(masks, examples, score_fn))
-        if self.weighting == "softmax":
-            weights = formulas.softmax_weights(scores, live)
-        else:
-            weights = formulas.increase_weights(scores, tensor.baseline_scores(score_fn).to(scores.device), live)
-        return formulas.weighted_activations(activations, weights)
+
+        def evaluate(examples: Tensor, channels: Tensor) -> Tensor:
+            def masks(chunk: slice, size: Sequence[int]) -> Tensor:
+                maps = activations[examples[chunk], channels[chunk]].unsqueeze(1)
+                return formulas.normalize(formulas.upsample(maps, size))
+
+            return tensor.masked_scores(masks, examples, score_fn, share=not self._search.searches)
+
+        return evaluate
 
 
 #: The largest standard deviation of SS-CAM's noise with ``authors_code=True``; half precision can represent it.
@@ -139,6 +145,8 @@ class LayerSSCAM(RepeatedMasksCAM):
         stdevs: float = 2.0,
         noise: str = "map",
         authors_code: bool = False,
+        max_evaluations: int | None = None,
+        tolerance: float | None = None,
         score_fn: str | ScoreFn = "softmax",
         seed: int = 0,
         reshape: Reshape | None = None,
@@ -153,6 +161,7 @@ class LayerSSCAM(RepeatedMasksCAM):
         noise (str, optional): Where the noise is added: to the ``"map"`` used as mask, or to the masked ``"input"``.
             Default: ``"map"``
         {authors_code}
+        {search_args}
         {score_fn}
             Default: ``"softmax"``
         seed (int, optional): Seed of the noise. The global random generator is not used.
@@ -163,6 +172,7 @@ class LayerSSCAM(RepeatedMasksCAM):
         self.n_samples, self.stdevs = count("n_samples", n_samples), positive("stdevs", stdevs, or_zero=True)
         self.noise, self.authors_code = choice("noise", noise, ("map", "input")), authors_code
         self.seed = count("seed", seed, 0)
+        self._set_search(max_evaluations, tolerance)
         self.score_fn = checked_score_fn(score_fn)
 
     @property
@@ -226,6 +236,8 @@ class LayerISCAM(RepeatedMasksCAM):
         *,
         n_steps: int = 10,
         authors_code: bool = False,
+        max_evaluations: int | None = None,
+        tolerance: float | None = None,
         score_fn: str | ScoreFn = "softmax",
         reshape: Reshape | None = None,
     ) -> None:
@@ -234,12 +246,14 @@ class LayerISCAM(RepeatedMasksCAM):
         n_steps (int, optional): Number of masks per channel.
             Default: 10
         {authors_code}
+        {search_args}
         {score_fn}
             Default: ``"softmax"``
         {reshape_arg}
         """
         MaskedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self.n_steps, self.authors_code = count("n_steps", n_steps), authors_code
+        self._set_search(max_evaluations, tolerance)
         self.score_fn = checked_score_fn(score_fn)
 
     @property

@@ -18,6 +18,7 @@ References:
     [12] P. Morbidelli et al., "Augmented Grad-CAM", ICASSP 2020.
 """
 
+from captum_fusion.functional.channel_search import ChannelSearch
 from captum_fusion.functional.channels import (
     GROUPINGS,
     channel_pairs,
@@ -77,6 +78,7 @@ __all__ = [
     "GROUPINGS",
     "SCORE_FLOOR",
     "SMOOTH_FUNCTIONS",
+    "ChannelSearch",
     "ScoreFn",
     "affine_grids",
     "at_least_float32",

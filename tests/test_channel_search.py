@@ -1,0 +1,290 @@
+"""Active Score-CAM: the map of all channels' scores from some of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from captum_fusion import LayerFusionCAM, LayerISCAM, LayerScoreCAM, LayerSSCAM, LayerUnionCAM, shared_work
+from captum_fusion.functional import ChannelSearch
+from captum_fusion.functional.channel_search import FEWEST
+from tests.networks import Counter, images
+from tests.test_contract import same
+
+
+class ManyChannels(nn.Module):
+    """A convolutional network with 48 channels, some of them dead."""
+
+    def __init__(self, channels: int = 48) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.head = nn.Linear(channels, 5)
+        with torch.no_grad():
+            self.conv.bias[::7] = -100.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.relu(self.conv(x)).mean((2, 3))))
+
+
+def network(channels: int = 48) -> ManyChannels:
+    torch.manual_seed(3)
+    return ManyChannels(channels).eval()
+
+
+def live_counts(model: ManyChannels, x: Tensor) -> list[int]:
+    maps = model.relu(model.conv(x)).detach().flatten(2)
+    return (maps.amax(2) > maps.amin(2)).sum(1).tolist()
+
+
+def correlation(first: Tensor, second: Tensor) -> float:
+    return float(np.corrcoef(first.double().flatten(), second.double().flatten())[0, 1])
+
+
+def run(search: ChannelSearch, scores: Tensor) -> Tensor:
+    while channels := search.ask():
+        search.tell(channels, scores[channels])
+    return search.scores()
+
+
+def problem(channels: int = 40, size: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Activations, gradients, and the masks of the channels."""
+    generator = torch.Generator().manual_seed(seed)
+    activations = torch.rand(channels, size, size, generator=generator).double()
+    gradients = torch.randn(channels, size, size, generator=generator).double()
+    flat = activations.flatten(1)
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    return activations, gradients, (flat - low) / (high - low)
+
+
+# ---- the mathematics
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), size=st.integers(2, 4), weighting=st.sampled_from(["softmax", "probability"]))
+def test_scores_that_are_linear_in_the_mask_are_recovered(seed: int, size: int, weighting: str) -> None:
+    activations, gradients, masks = problem(60, size, seed)
+    weights = torch.randn(size * size, generator=torch.Generator().manual_seed(seed)).double()
+    scores = masks @ weights + 0.7
+    search = ChannelSearch(activations, gradients, 40, weighting=weighting)
+    torch.testing.assert_close(run(search, scores), scores, rtol=1e-5, atol=1e-5)
+    assert search.evaluations == 40
+    assert search.expected_error < 1e-6
+
+
+def test_posterior_against_dense_algebra() -> None:
+    """Mean and variance of the unmeasured channels by inverting the whole covariance."""
+    activations, gradients, masks = problem(30, 3)
+    scores = (masks.square().sum(1) + masks[:, 0]).sin()
+    search = ChannelSearch(activations, gradients, 12, rounds=1)
+    run(search, scores)
+    posterior = search._posterior
+    assert posterior is not None
+    everything = torch.arange(30)
+    known = search._chosen
+    prior = search._covariance(
+        search._distances(everything, everything), posterior.length, everything, everything
+    ).numpy()
+    inverse = np.linalg.inv(prior[np.ix_(known, known)])
+    values = scores[known].numpy()
+    cross = prior[:, known]
+    mean = values.mean() + cross @ inverse @ (values - values.mean())
+    scale = (values - values.mean()) @ inverse @ (values - values.mean()) / (len(known) - 1)
+    variance = scale * (np.diag(prior) - np.einsum("ij,jk,ik->i", cross, inverse, cross))
+    others = np.setdiff1d(np.arange(30), known)
+    np.testing.assert_allclose(posterior.mean[others], mean[others], rtol=1e-8)
+    np.testing.assert_allclose(posterior.variance[others], variance[others], rtol=1e-6, atol=1e-12)
+    assert posterior.scale == pytest.approx(scale)
+
+
+@pytest.mark.parametrize("weighting", ["softmax", "probability"])
+def test_expected_error_against_samples_of_the_posterior(weighting: str) -> None:
+    """The mean of 1 - correlation over maps drawn from the posterior, for a posterior that is narrow."""
+    activations, gradients, masks = problem(40, 3, seed=1)
+    scores = 0.3 * masks.square().sum(1) + 2
+    search = ChannelSearch(activations, gradients, 30, weighting=weighting)
+    run(search, scores)
+    posterior = search._posterior
+    assert posterior is not None
+    everything = torch.arange(40)
+    prior = search._covariance(search._distances(everything, everything), posterior.length, everything, everything)
+    covariance = posterior.scale * (prior - posterior.half @ posterior.half.T)
+    covariance[search._chosen], covariance[:, search._chosen] = 0, 0
+    values, vectors = torch.linalg.eigh(covariance)
+    draws = torch.randn(4000, 40, generator=torch.Generator().manual_seed(0)).double()
+    drawn = posterior.mean + draws @ (vectors * values.clamp_min(0).sqrt()).T
+    weights = drawn.softmax(1) if weighting == "softmax" else drawn
+    centre = posterior.mean.softmax(0) if weighting == "softmax" else posterior.mean
+    maps, reference = weights @ activations.flatten(1), centre @ activations.flatten(1)
+    errors = [1 - correlation(m, reference) for m in maps]
+    assert search.expected_error == pytest.approx(float(np.mean(errors)), rel=0.15)
+
+
+def test_tolerance_ends_the_search() -> None:
+    activations, gradients, masks = problem(100, 3)
+    scores = masks @ torch.arange(9.0).double() / 9
+    easy = ChannelSearch(activations, gradients, 100, tolerance=0.01)
+    run(easy, scores)
+    assert FEWEST <= easy.evaluations < 60
+    noise = ChannelSearch(activations, gradients, 100, weighting="probability", tolerance=1e-9)
+    run(noise, torch.rand(100, generator=torch.Generator().manual_seed(0)).double())
+    assert noise.evaluations == 100
+    assert noise.expected_error == 0
+
+
+@pytest.mark.parametrize("budget", [1, 5, 40, 41, 1000])
+def test_budgets(budget: int) -> None:
+    activations, gradients, masks = problem(40, 3)
+    scores = masks.square().sum(1)
+    search = ChannelSearch(activations, gradients, budget)
+    found = run(search, scores)
+    assert search.evaluations == min(budget, 40)
+    assert found.isfinite().all()
+    if budget >= 40:
+        assert torch.equal(found, scores)
+        assert search.expected_error == 0
+
+
+@pytest.mark.parametrize("weighting", ["softmax", "probability", "increase"])
+def test_scores_without_information(weighting: str) -> None:
+    activations, gradients, _ = problem(40, 3)
+    for value in (0.0, 0.25, 1.0):
+        scores = torch.full((40,), value, dtype=torch.double)
+        search = ChannelSearch(activations, gradients, 20, weighting=weighting, is_probability=weighting != "softmax")
+        torch.testing.assert_close(run(search, scores), scores, atol=1e-5, rtol=1e-5)
+    same_masks = activations[:1].expand(40, 3, 3)
+    search = ChannelSearch(same_masks, gradients, 20, weighting=weighting)
+    assert run(search, torch.linspace(0, 1, 40).double()).isfinite().all()
+    flat = ChannelSearch(activations, torch.zeros_like(gradients), 20, weighting=weighting)
+    assert run(flat, torch.linspace(0, 1, 40).double()).isfinite().all()
+
+
+def test_scores_that_are_not_finite() -> None:
+    activations, gradients, masks = problem(40, 3)
+    scores = masks.sum(1)
+    scores[::5] = torch.nan
+    search = ChannelSearch(activations, gradients, 20)
+    found = run(search, scores)
+    measured = torch.zeros(40, dtype=torch.bool)
+    measured[search._chosen] = True
+    assert torch.equal(found.isnan(), measured & scores.isnan()), "a measured NaN stays, and spoils no other score"
+    nothing = ChannelSearch(activations, gradients, 20)
+    assert run(nothing, torch.full((40,), torch.nan, dtype=torch.double)).isnan().all()
+    assert not ChannelSearch(activations[:0], gradients[:0], 20).ask()
+
+
+def test_one_channel() -> None:
+    activations, gradients, _ = problem(1, 3)
+    search = ChannelSearch(activations, gradients, 56)
+    assert run(search, torch.tensor([3.0]).double()).tolist() == [3.0]
+
+
+# ---- the methods
+
+METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "softmax": (LayerScoreCAM, {}),
+    "probability": (LayerScoreCAM, {"weighting": "probability"}),
+    "increase": (LayerScoreCAM, {"weighting": "increase"}),
+    "sigmoid": (LayerScoreCAM, {"weighting": "probability", "score_fn": "sigmoid"}),
+    "identity": (LayerScoreCAM, {"weighting": "probability", "score_fn": "identity"}),
+    "ss-cam": (LayerSSCAM, {"n_samples": 2, "stdevs": 0.1}),
+    "is-cam": (LayerISCAM, {"n_steps": 2}),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_budget_for_all_channels_gives_the_published_map(name: str) -> None:
+    cls, options = METHODS[name]
+    model, x = network(), images(3, 3, 8, 8)
+    full = cls(model, model.relu, **options).attribute(x, [0, 3, 1], perturbations_per_eval=4)
+    found, details = cls(model, model.relu, max_evaluations=48, **options).attribute(
+        x, [0, 3, 1], perturbations_per_eval=4, return_details=True
+    )
+    assert torch.equal(found, full)
+    assert details.evaluations.tolist() == live_counts(model, x)
+    assert details.expected_error.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_few_evaluations_give_nearly_the_same_map(name: str) -> None:
+    cls, options = METHODS[name]
+    model, x = network(), images(3, 3, 8, 8)
+    targets = model(x).argmax(1).tolist()
+    full = cls(model, model.relu, **options).attribute(x, targets)
+    found, details = cls(model, model.relu, max_evaluations=20, **options).attribute(x, targets, return_details=True)
+    assert details.evaluations.tolist() == [20, 20, 20]
+    assert (details.expected_error > 0).all()
+    assert full.flatten(1).any(1).all(), "an all-zero map tests nothing"
+    for i in range(3):
+        assert correlation(found[i], full[i]) > 0.98, (name, i)
+
+
+def test_an_example_does_not_depend_on_its_batch() -> None:
+    model, x = network(), images(3, 3, 8, 8)
+    for options in ({"max_evaluations": 14}, {"tolerance": 0.001}):
+        method = LayerScoreCAM(model, model.relu, **options)
+        together = method.attribute(x, [0, 3, 1])
+        for i, target in enumerate([0, 3, 1]):
+            same(method.attribute(x[i : i + 1], target), together[i : i + 1])
+
+
+def test_cost() -> None:
+    model, x = network(), images(3, 3, 8, 8)
+    counted = Counter(model)
+    LayerScoreCAM(counted, model.relu, max_evaluations=15).attribute(x, 1, perturbations_per_eval=100)
+    assert counted.rows == 3 * (1 + 15)
+    assert counted.calls == 1 + 7, "one call of the network in each round, for all examples"
+    counted = Counter(model)
+    fusion = LayerFusionCAM(counted, model.relu, max_evaluations=15)
+    fusion.attribute(x, 1)
+    assert counted.rows == 3 * (15 + 5)
+
+
+def test_fusions_take_the_search_through_their_region_component() -> None:
+    model, x = network(), images(2, 3, 8, 8)
+    for cls in (LayerFusionCAM, LayerUnionCAM):
+        region = LayerScoreCAM(model, model.relu, max_evaluations=15)
+        same(
+            cls(model, model.relu, max_evaluations=15).attribute(x, 1),
+            cls(model, model.relu, region_method=region).attribute(x, 1),
+        )
+        with pytest.raises(ValueError, match="max_evaluations is an option of the default region_method"):
+            cls(model, model.relu, region_method=region, max_evaluations=3)
+
+
+def test_searches_are_not_shared() -> None:
+    model, x = network(), images(2, 3, 8, 8)
+    method = LayerScoreCAM(model, model.relu, max_evaluations=12)
+    alone = [method.attribute(x, target) for target in (0, 1)]
+    with shared_work():
+        LayerScoreCAM(model, model.relu).attribute(x, 0)
+        together = [method.attribute(x, target) for target in (0, 1)]
+    for first, second in zip(alone, together, strict=True):
+        same(first, second)
+
+
+def test_dead_layers_and_tuples_of_layers() -> None:
+    model, x = network(), images(2, 3, 8, 8)
+    with torch.no_grad():
+        model.conv.bias.fill_(-100.0)
+    found, details = LayerScoreCAM(model, model.relu, max_evaluations=5).attribute(x, 1, return_details=True)
+    assert (found == 0).all()
+    assert details.evaluations.tolist() == [0, 0]
+    maps = LayerScoreCAM(model, [model.conv, model.relu], max_evaluations=5).attribute(x, 1, return_details=True)
+    assert [m.shape for m, _ in maps] == [(2, 1, 8, 8), (2, 1, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_evaluations", 0), ("max_evaluations", 1.5), ("tolerance", 0), ("tolerance", 2)]
+)
+def test_wrong_options(name: str, value: Any) -> None:
+    model = network()
+    for cls in (LayerScoreCAM, LayerSSCAM, LayerISCAM):
+        with pytest.raises(ValueError, match=name):
+            cls(model, model.relu, **{name: value})
