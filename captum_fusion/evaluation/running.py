@@ -31,7 +31,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         rows: One for each model, image, method and metric, as on disk.
-        cells: Their summaries (:class:`captum_fusion.evaluation.reporting.Cell`).
+        cells: Their summaries (:class:`captum_fusion.evaluation.report.Cell`).
         files: The files of the report.
     """
 
@@ -341,11 +341,11 @@ class _Run:
     # --------------------------------------------------------------------------------------------------- the report
 
     def _report(self, rows: list[Row]) -> Evaluation:
-        from captum_fusion.evaluation import reporting
+        from captum_fusion.evaluation import report
 
         study, networks = self.study, [source.name for source in self.sources]
         drawn = range(min(self.settings.pictures, len(self.names)))
-        compared = reporting.Study(
+        outline = report.Outline(
             title=study.title,
             models=networks,
             methods=list(study.methods),
@@ -364,8 +364,8 @@ class _Run:
             published=study.published,
             pictures=self.dataset.shared_pictures(),
         )
-        cells = reporting.summarize(rows, compared, seed=study.seed)
-        return Evaluation(rows, cells, reporting.write_report(self.settings.output, rows, compared, cells=cells))
+        cells = report.summarize(rows, outline, seed=study.seed)
+        return Evaluation(rows, cells, report.write(self.settings.output, rows, outline, cells=cells))
 
     def _left_out(self) -> list[tuple[str, str]]:
         """Skipped pictures, each with the reason, and the models unless it is the same for all."""
