@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
+import json
+import math
 import random
 import re
 from html.parser import HTMLParser
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 
 from captum_fusion.evaluation.report import Cell, Outline, summarize, write
+from captum_fusion.evaluation.report.statistics import Results
 
 MODEL = "net"
 HEADINGS = {
@@ -527,3 +531,134 @@ def test_equal_values_have_equal_intervals_whatever_the_method_is_called() -> No
     assert first.low is not None
     assert first.low < first.high
     assert (first.low, first.high) == (second.low, second.high)
+
+
+# ------------------------------------------------------------------------------------------ against a plain computation
+
+
+def expected(rows: list[dict[str, Any]], given: Outline, resamples: int, seed: int) -> list[Cell]:
+    """What :func:`summarize` finds, row by row and draw by draw."""
+
+    def values(model: str, method: str | None, metric: str) -> dict[str, float | None]:
+        found: dict[str, float | None] = {}
+        for each in rows:
+            if (each["model"], each["method"], each["metric"]) == (model, method, metric):
+                value = each["value"] if each["value"] is not None and math.isfinite(each["value"]) else None
+                found[each["image"]] = found.get(each["image"]) if value is None else value
+        return found
+
+    def estimate(of: dict[str, float], model: str, metric: str) -> tuple[float | None, float | None, float | None]:
+        if not of:
+            return None, None, None
+        mean = math.fsum(of.values()) / len(of)
+        pictures = list(dict.fromkeys(given.pictures.get(image, image) for image in sorted(of)))
+        if len(pictures) == 1:
+            return mean, None, None
+        digest = hashlib.sha256(json.dumps([seed, model, metric]).encode()).digest()
+        generator, means = np.random.default_rng(int.from_bytes(digest[:16], "big")), []
+        for _ in range(resamples):
+            drawn = [pictures[i] for i in generator.integers(0, len(pictures), len(pictures))]
+            sample = [v for p in drawn for image, v in of.items() if given.pictures.get(image, image) == p]
+            means.append(math.fsum(sample) / len(sample))
+        low, high = np.percentile(means, [2.5, 97.5])
+        return mean, float(low), float(high)
+
+    cells = []
+    for model, method, metric in itertools.product(
+        given.models, given.methods, [*given.metrics, "forward_samples", "backward_samples", "seconds"]
+    ):
+        own = values(model, method, metric)
+        known = {image: value for image, value in own.items() if value is not None}
+        rival = values(model, given.reference, metric) if method != given.reference else {}
+        both = {image: v - other for image, v in known.items() if (other := rival.get(image)) is not None}
+        cells.append(
+            Cell(model, method, metric, *estimate(known, model, metric), len(known), len(own) - len(known),
+                 *estimate(both, model, metric))
+        )  # fmt: skip
+    return cells
+
+
+@pytest.mark.parametrize("reference", ["b", "gone", None])
+@pytest.mark.parametrize("shared", [False, True])
+def test_cells_are_those_of_a_plain_computation(reference: str | None, shared: bool) -> None:
+    draw, rows = random.Random(1), []
+    images = [f"{i}.png{label}" for i in range(6) for label in ("", "#2", "#3")[: 1 + i % 3]]
+    metrics, methods = ["average_drop", "complexity", "win_rate"], ["a", "b", "c"]
+    for model, method, image in itertools.product(["net", "Net", "empty"], methods, images):
+        drop = float(draw.randrange(4))  # with ties
+        values = {
+            "average_drop": drop,
+            "complexity": draw.random(),
+            "seconds": draw.random(),
+            "forward_samples": 9,
+            "other": 1.0,
+        }
+        for metric, value in values.items():
+            if model == "empty" or draw.random() < 0.15:
+                continue  # a missing cell
+            one = row(image, method, metric, value, model=model, target=draw.randrange(3))
+            failure = {**one, "value": draw.choice([None, math.nan, math.inf]), "error": draw.choice(["x", "y"])}
+            rows += draw.choice([[one], [one], [one], [failure], [failure, one], [one, failure, one]])
+    drops = {(r["model"], r["method"], r["image"]): r["value"] for r in rows
+             if r["metric"] == "average_drop" and "error" not in r}  # fmt: skip
+    wins = {}
+    for (model, method, image), drop in drops.items():
+        if (rival := drops.get((model, "b", image))) is not None:
+            wins[model, method, image] = 100.0 * (drop < rival)
+            rows.append(row(image, method, "win_rate", wins[model, method, image], model=model, reference="b"))
+    draw.shuffle(rows)
+    given = outline(
+        models=["Net", "net", "empty"], methods=["c", "a", "b"], metrics=metrics, reference=reference, images=6,
+        pictures={image: image.partition("#")[0] for image in images} if shared else {},
+    )  # fmt: skip
+    cells = summarize(rows, given, resamples=200, seed=3)
+    plain = expected(rows, given, 200, 3)
+    assert len(cells) == len(plain) == 3 * 3 * 6
+    for one, other in zip(cells, plain, strict=True):
+        assert one[:3] == other[:3]
+        for name in Cell._fields[3:]:
+            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-12), (one[:3], name)
+    won = [value for (model, method, _), value in wins.items() if (model, method) == ("net", "a")]
+    assert 0 < sum(won) < 100 * len(won)
+    (share,) = [each for each in cells if each[:3] == ("net", "a", "win_rate")]
+    assert share.mean == sum(won) / len(won)
+
+
+def test_mean_curves_are_those_of_a_plain_computation() -> None:
+    rng, rows, sums = np.random.default_rng(0), [], np.zeros(5)
+    for i in range(40):
+        scores = rng.random(5)
+        one = row(f"{i:02}", "grad-cam", "insertion", 0.5, shares=[0, 0.25, 0.5, 0.75, 1], curve=scores.tolist())
+        if i % 7 == 0:
+            one |= {"value": None, "error": "why"}  # its curve does not count
+        elif i % 5 == 0:
+            del one["curve"], one["shares"]
+        else:
+            sums += scores
+        rows.append(one)
+    counted = sum("curve" in each and "error" not in each for each in rows)
+    curves = Results(rows, outline()).mean_curves(MODEL, "insertion")
+    assert list(curves) == ["grad-cam"]
+    shares, means = curves["grad-cam"]
+    assert shares.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert means == pytest.approx(sums / counted, abs=1e-15)
+    ends = row("x", "grad-cam", "insertion", 0.5, shares=[0.0, 1.0], curve=[0.0, 1.0])
+    shares, mixed = Results([*rows, ends], outline()).mean_curves(MODEL, "insertion")["grad-cam"]
+    assert len(shares) == 201
+    straight = np.interp(shares, [0, 0.25, 0.5, 0.75, 1], means)
+    assert mixed == pytest.approx((counted * straight + shares) / (counted + 1), abs=1e-12)
+
+
+def test_errors_are_listed_by_reason() -> None:
+    given = outline(models=["net", "b"], methods=["grad-cam"], metrics=["insertion", "deletion"], reference=None)
+    rows = [row(image, "grad-cam", "insertion", None, error=why) for image, why in zip("dcba", "xyxz", strict=True)]
+    rows += [row("e", "grad-cam", "insertion", None), row("f", "grad-cam", "insertion", 1.0)]
+    rows += [row("a", "grad-cam", metric, None, error="a\n b", model="b") for metric in
+             ("insertion", "deletion", "forward_samples", "backward_samples", "seconds")]  # fmt: skip
+    assert Results(rows, given).errors() == [
+        ("net", "grad-cam", "insertion", "z", 1),
+        ("net", "grad-cam", "insertion", "x", 2),
+        ("net", "grad-cam", "insertion", "y", 1),
+        ("net", "grad-cam", "insertion", "no value", 1),
+        ("b", "grad-cam", "all", "a b", 1),
+    ]

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
+from captum_fusion.evaluation.fingerprints import seed_of
 from captum_fusion.evaluation.measures import COSTS
 from captum_fusion.evaluation.methods import MethodSpec, parse
-from captum_fusion.evaluation.store import Row
+from captum_fusion.evaluation.store import Row, Rows
 
-#: Indices drawn at once by the bootstrap, which bounds its memory.
-_DRAWN_AT_ONCE = 1 << 20
+#: Pictures drawn at once by the bootstrap: few enough for the processor's cache.
+_DRAWN_AT_ONCE = 1 << 16
+
+#: Quantiles at the ends of an interval of 95 %.
+_ENDS = np.array([(1 - 0.95) / 2, 1 - (1 - 0.95) / 2])
+
+#: A mean and the ends of its interval.
+_Mean = tuple[float | None, float | None, float | None]
+
+#: Positions and mean scores.
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ def summarize(rows: Iterable[Row], outline: Outline, *, resamples: int = 2000, s
         >>> cells[4].difference, cells[4].difference_low, cells[4].difference_high
         (0.5, 0.5, 0.5)
     """
-    return _summarize(_collect(rows, outline), outline, resamples, seed)
+    return _summarize(_Grid(rows, outline), outline, resamples, seed)
 
 
 class Results:
@@ -137,9 +144,9 @@ class Results:
 
     def __init__(self, rows: Iterable[Row], outline: Outline, cells: Sequence[Cell] = ()) -> None:
         self.outline = outline
-        self._found = _collect(rows, outline)
+        self._grid = _Grid(rows, outline)
         self._cells = {
-            (cell.model, cell.method, cell.metric): cell for cell in cells or _summarize(self._found, outline)
+            (cell.model, cell.method, cell.metric): cell for cell in cells or _summarize(self._grid, outline)
         }
 
     def cell(self, model: str, method: str, metric: str) -> Cell:
@@ -171,29 +178,32 @@ class Results:
 
     def seconds(self, model: str, method: str) -> tuple[float | None, float | None, float | None]:
         """Median and mean, and the median relative to the reference's, over the pictures that have both."""
-        own = _values(self._found[model, method, "seconds"])
-        if not own:
+        values = self._grid.values_of(model, method, "seconds")
+        own = values[~np.isnan(values)]
+        if not len(own):
             return None, None, None
-        other = _values(self._found.get((model, self.outline.reference or "", "seconds"), {}))
-        both = [image for image in own if image in other]
-        rival = float(np.median([other[image] for image in both])) if both else 0.0
-        relative = float(np.median([own[image] for image in both])) / rival if rival > 0 else None
-        return float(np.median(list(own.values()))), math.fsum(own.values()) / len(own), relative
+        other = np.full_like(values, np.nan)
+        if self.outline.reference is not None:
+            other = self._grid.values_of(model, self.outline.reference, "seconds")
+        both = ~np.isnan(values) & ~np.isnan(other)
+        rival = float(np.median(other[both])) if both.any() else 0.0
+        relative = float(np.median(values[both])) / rival if rival > 0 else None
+        return float(np.median(own)), math.fsum(own.tolist()) / len(own), relative
 
     def mean_curves(self, model: str, metric: str) -> dict[str, Curve]:
         """The mean curve of each method that has any."""
-        curves = {method: _mean_curve(self._found[model, method, metric].values()) for method in self.outline.methods}
+        curves = {method: self._grid.mean_curve(model, method, metric) for method in self.outline.methods}
         return {method: curve for method, curve in curves.items() if curve is not None}
 
     def errors(self) -> list[tuple[str, str, str, str, int]]:
         """Values that are missing: network, method, metric (or all), reason, and number of pictures."""
-        every = (*self.outline.metrics, *COSTS)
+        every = self._grid.metrics
         counts: dict[tuple[str, str, str], Counter[str]] = {}
-        for (model, method, metric), rows in self._found.items():
-            for row in rows.values():
-                if _value(row) is None:
-                    why = one_line(row.get("error") or "no value")
-                    counts.setdefault((model, method, why), Counter())[metric] += 1
+        for model in self.outline.models:
+            for method in self.outline.methods:
+                for metric in every:
+                    for why, number in self._grid.errors_of(model, method, metric):
+                        counts.setdefault((model, method, why), Counter())[metric] += number
         return [
             (model, method, metric, why, number)
             for (model, method, why), numbers in counts.items()
@@ -218,112 +228,207 @@ def spec_of(label: str) -> MethodSpec:
         return MethodSpec(label, {})
 
 
-# ------------------------------------------------------------------------------------------------------------- numbers
-
-#: For each network, method and metric, the rows by picture, in the order of the pictures' names.
-_Found = dict[tuple[str, str, str], dict[str, Row]]
-
-#: A mean and the ends of its interval.
-_Mean = tuple[float | None, float | None, float | None]
+# ------------------------------------------------------------------------------------------------------------- values
 
 
-def _collect(rows: Iterable[Row], outline: Outline) -> _Found:
-    keys = [
-        (model, method, metric)
-        for model in outline.models
-        for method in outline.methods
-        for metric in (*outline.metrics, *COSTS)
-    ]
-    found: _Found = {key: {} for key in keys}
-    for row in rows:
-        known = found.get((row["model"], row["method"], row["metric"]))
-        if known is None:
-            continue
-        other = known.get(row["image"])
-        if other is not None and _value(other) is not None:
-            if _value(row) not in (None, _value(other)):
-                raise ValueError(
-                    f"rows: {row['image']} has two values of {row['metric']} by {row['method']} on {row['model']}"
-                )
-            continue
-        if other is None or _value(row) is not None or str(row.get("error")) < str(other.get("error")):
-            known[row["image"]] = row
-    return {key: dict(sorted(known.items())) for key, known in found.items()}
+class _Grid:
+    """Rows by network, method, metric and picture, the pictures in the order of their names.
+
+    Of several rows for one cell a value counts before an error. Rows that the outline does not name are left out.
+
+    Attributes:
+        metrics: The metrics and the costs.
+        images: Names of the pictures.
+    """
+
+    def __init__(self, rows: Iterable[Row], outline: Outline) -> None:
+        self._rows = rows if isinstance(rows, Rows) else Rows(rows)
+        self.metrics = (*outline.metrics, *COSTS)
+        self.images: list[str] = sorted(self._rows.column("image")[1])
+        axes: dict[str, Sequence[str]] = {
+            "model": outline.models, "method": outline.methods, "metric": self.metrics, "image": self.images,
+        }  # fmt: skip
+        self._positions = {name: {each: i for i, each in enumerate(names)} for name, names in axes.items()}
+        shape = tuple(len(names) for names in axes.values())
+        numbers, cells = self._cells(shape)
+        values = self._rows.values[numbers]
+        valid = np.isfinite(values)
+        self._values = np.full(shape, np.nan)
+        self._values.put(cells[valid], values[valid])
+        clash = self._values.take(cells[valid]) != values[valid]
+        if clash.any():
+            row = self._rows[int(numbers[valid][clash.argmax()])]
+            raise ValueError(
+                f"rows: {row['image']} has two values of {row['metric']} by {row['method']} on {row['model']}"
+            )
+        # The number of each cell's row. Of repeated cells the last assignment counts: the first of the errors in
+        # alphabetical order, and any value after all errors.
+        codes, texts = self._rows.column("error")
+        order = {text: rank for rank, text in enumerate(sorted({*map(str, texts), "None"}))}
+        ranks = np.array([*(order[str(text)] for text in texts), order["None"]])[codes[numbers]]
+        errors = np.flatnonzero(~valid)
+        errors = errors[np.argsort(-ranks[errors], kind="stable")]
+        self._numbers = np.full(shape, -1)
+        self._numbers.put(cells[errors], numbers[errors])
+        self._numbers.put(cells[valid][::-1], numbers[valid][::-1])
+
+    def _cells(self, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Numbers of the rows that the outline names, and the flat positions of their cells."""
+        axes = []
+        for name, positions in self._positions.items():
+            codes, categories = self._rows.column(name)
+            axes.append(np.array([*(positions.get(each, -1) for each in categories), -1], np.int32)[codes])
+        numbers = np.flatnonzero(np.all([axis >= 0 for axis in axes], axis=0))
+        return numbers, np.ravel_multi_index([axis[numbers] for axis in axes], shape)
+
+    def _at(self, model: str, method: str, metric: str) -> tuple[int, int, int]:
+        names = {"model": model, "method": method, "metric": metric}
+        a, b, c = (self._positions[axis][name] for axis, name in names.items())
+        return a, b, c
+
+    def values_of(self, model: str, method: str, metric: str) -> NDArray[np.float64]:
+        """A value for each picture, NaN where there is none."""
+        values: NDArray[np.float64] = self._values[self._at(model, method, metric)]
+        return values
+
+    def _failed(self, model: str, method: str, metric: str) -> NDArray[np.int64]:
+        """Numbers of the rows that have no value."""
+        numbers = self._numbers[self._at(model, method, metric)]
+        failed: NDArray[np.int64] = numbers[(numbers >= 0) & np.isnan(self.values_of(model, method, metric))]
+        return failed
+
+    def count_errors(self, model: str, method: str, metric: str) -> int:
+        """Number of pictures with an error instead of a value."""
+        return len(self._failed(model, method, metric))
+
+    def errors_of(self, model: str, method: str, metric: str) -> list[tuple[str, int]]:
+        """Each reason why there is no value, and of how many pictures."""
+        codes, texts = self._rows.column("error")
+        found, first, counts = np.unique(
+            codes[self._failed(model, method, metric)], return_index=True, return_counts=True
+        )
+        return [
+            (one_line((texts[found[i]] if found[i] >= 0 else "") or "no value"), int(counts[i]))
+            for i in np.argsort(first)
+        ]
+
+    def mean_curve(self, model: str, method: str, metric: str) -> Curve | None:
+        """The mean of the curves, on their own steps if all have the same."""
+        numbers = self._numbers[self._at(model, method, metric)]
+        numbers = numbers[~np.isnan(self.values_of(model, method, metric))]
+        numbers = [number for number in numbers.tolist() if len(self._rows.curve(number))]
+        if not numbers:
+            return None
+        codes, steps = self._rows.column("shares")
+        alike = len(set(codes[numbers].tolist())) == 1
+        grid = np.array(steps[codes[numbers[0]]], dtype=np.float64) if alike else np.linspace(0, 1, 201)
+        total = np.zeros(len(grid))
+        for number in numbers:
+            curve = self._rows.curve(number)
+            total += curve if alike else np.interp(grid, steps[codes[number]], curve)
+        return grid, total / len(numbers)
 
 
-def _value(row: Row) -> float | None:
-    value = row.get("value")
-    return float(value) if value is not None and math.isfinite(value) else None
+# ----------------------------------------------------------------------------------------------------------- intervals
 
 
-def _values(rows: Mapping[str, Row]) -> dict[str, float]:
-    return {image: value for image, row in rows.items() if (value := _value(row)) is not None}
+class _Sample(NamedTuple):
+    """The values of some examples, put together by picture.
+
+    Attributes:
+        mean: Mean of the examples; None without any.
+        sums: For each picture the sum of its examples.
+        counts: For each picture the number of its examples.
+    """
+
+    mean: float | None
+    sums: NDArray[np.float64]
+    counts: NDArray[np.float64]
 
 
-def _summarize(found: _Found, outline: Outline, resamples: int = 2000, seed: int = 0) -> list[Cell]:
+def _summarize(grid: _Grid, outline: Outline, resamples: int = 2000, seed: int = 0) -> list[Cell]:
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, not {resamples}")
-    cells = []
-    for (model, method, metric), rows in found.items():
-        values = _values(rows)
-        mean, low, high = _mean_and_interval(values, outline.pictures, resamples, seed, model, metric)
-        paired: _Mean = (None, None, None)
-        if outline.reference is not None and method != outline.reference:
-            other = _values(found.get((model, outline.reference, metric), {}))
-            differences = {image: value - other[image] for image, value in values.items() if image in other}
-            paired = _mean_and_interval(differences, outline.pictures, resamples, seed, model, metric)
-        cells.append(Cell(model, method, metric, mean, low, high, len(values), len(rows) - len(values), *paired))
-    return cells
+    pictures = [outline.pictures.get(image, image) for image in grid.images]
+    alone = len(set(pictures)) == len(pictures)
+    cells: dict[tuple[str, str, str], Cell] = {}
+    for model in outline.models:
+        for metric in grid.metrics:
+            values = {method: grid.values_of(model, method, metric) for method in outline.methods}
+            rival = None if outline.reference is None else values.get(outline.reference, np.full(len(pictures), np.nan))
+            differences = [
+                each - rival for method, each in values.items() if rival is not None and method != outline.reference
+            ]
+            samples = [_sample(each, None if alone else pictures) for each in (*values.values(), *differences)]
+            means = iter(_means_and_intervals(samples, resamples, seed_of(seed, model, metric)))
+            found = dict(zip(outline.methods, means, strict=False))
+            for method, each in values.items():
+                paired = (None, None, None) if rival is None or method == outline.reference else next(means)
+                count = int(np.count_nonzero(~np.isnan(each)))
+                errors = grid.count_errors(model, method, metric)
+                cells[model, method, metric] = Cell(model, method, metric, *found[method], count, errors, *paired)
+    return [
+        cells[model, method, metric]
+        for model in outline.models
+        for method in outline.methods
+        for metric in grid.metrics
+    ]
 
 
-def _mean_of(sums: NDArray[np.float64], counts: NDArray[np.float64], axis: int) -> Any:
-    return sums.sum(axis) / counts.sum(axis)
-
-
-def _mean_and_interval(values: Mapping[str, float], pictures: Mapping[str, str], resamples: int, *seed: Any) -> _Mean:
-    """The mean of the examples and the 2.5 and 97.5 percentiles of the means of resampled pictures, two at least."""
-    if not values:
-        return None, None, None
+def _sample(values: NDArray[np.float64], pictures: Sequence[str] | None) -> _Sample:
+    """The values that are not NaN, by the pictures' names; None if each is a picture of its own."""
+    present = ~np.isnan(values)
+    known = values[present]
+    mean = math.fsum(known.tolist()) / len(known) if len(known) else None
+    if pictures is None:
+        return _Sample(mean, known, np.ones(len(known)))
     together: dict[str, list[float]] = {}
-    for example, value in values.items():
-        together.setdefault(pictures.get(example, example), []).append(value)
+    for i, value in zip(np.flatnonzero(present).tolist(), known.tolist(), strict=True):
+        together.setdefault(pictures[i], []).append(value)
     sums = np.array([math.fsum(each) for each in together.values()])
-    counts = np.array([float(len(each)) for each in together.values()])
-    means = sums / counts
-    mean = math.fsum(values.values()) / len(values)
-    if len(together) == 1:  # one picture says nothing of others
-        return mean, None, None
-    digest = hashlib.sha256(json.dumps(seed).encode()).digest()
-    generator = np.random.default_rng(int.from_bytes(digest[:16], "big"))
-    interval = bootstrap(
-        (sums, counts),
-        _mean_of,
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, _DRAWN_AT_ONCE // len(sums)),
-        method="percentile",
-        random_state=generator,  # scipy before 1.15 knows no other name for it
-    ).confidence_interval
-    # No mean lies beyond its values, whatever rounding says: the interval of equal values has no width.
-    mean, low, high = np.clip([mean, interval.low, interval.high], means.min(), means.max()).tolist()
-    return mean, low, high
+    return _Sample(mean, sums, np.array([float(len(each)) for each in together.values()]))
 
 
-#: Positions and mean scores.
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+def _means_and_intervals(samples: Sequence[_Sample], resamples: int, seed: int) -> list[_Mean]:
+    """The means, and the 2.5 and 97.5 percentiles of the means of resampled pictures, of which there must be two.
+
+    Samples of the same number of pictures share their draws.
+    """
+    means: list[_Mean] = [(sample.mean, None, None) for sample in samples]
+    by_size: dict[int, list[int]] = {}
+    for i, sample in enumerate(samples):
+        if len(sample.sums) > 1:  # one picture says nothing of others
+            by_size.setdefault(len(sample.sums), []).append(i)
+    for chosen in by_size.values():
+        drawn = _resampled_means([samples[i] for i in chosen], resamples, seed)
+        for i, ends in zip(chosen, _ends(drawn), strict=True):
+            # No mean lies beyond its values, whatever rounding says: the interval of equal values has no width.
+            each = samples[i].sums / samples[i].counts
+            mean, low, high = np.clip([samples[i].mean, *ends], each.min(), each.max()).tolist()
+            means[i] = mean, low, high
+    return means
 
 
-def _mean_curve(rows: Iterable[Row]) -> Curve | None:
-    """The mean of curves, on their own steps if these are the same for all."""
-    grid: NDArray[np.float64] | None = None
-    curves = [row for row in rows if row.get("curve") and _value(row) is not None]
-    if not curves:
-        return None
-    if all(row["shares"] == curves[0]["shares"] for row in curves):
-        grid = np.asarray(curves[0]["shares"], dtype=np.float64)
-        total = sum((np.asarray(row["curve"], dtype=np.float64) for row in curves), np.zeros(len(grid)))
-    else:
-        grid = np.linspace(0, 1, 201)
-        total = sum((np.interp(grid, row["shares"], row["curve"]) for row in curves), np.zeros(len(grid)))
-    return grid, total / len(curves)
+def _resampled_means(samples: Sequence[_Sample], resamples: int, seed: int) -> NDArray[np.float64]:
+    """For each sample the means of as many pictures drawn with replacement; all samples have the same number."""
+    number = len(samples[0].sums)
+    generator = np.random.default_rng(seed)
+    means = np.empty((len(samples), resamples))
+    alone = [bool((sample.counts == 1).all()) for sample in samples]
+    at_once = max(1, _DRAWN_AT_ONCE // number)
+    for start in range(0, resamples, at_once):
+        drawn = generator.integers(0, number, (min(at_once, resamples - start), number))
+        for i, sample in enumerate(samples):
+            size = number if alone[i] else sample.counts[drawn].sum(1)
+            means[i, start : start + len(drawn)] = sample.sums.take(drawn).sum(1) / size
+    return means
+
+
+def _ends(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The ends of the interval of each row, interpolated as :func:`scipy.stats.quantile` does to the last digit."""
+    ordered, number = np.sort(drawn, axis=1), drawn.shape[1]
+    rank = _ENDS * number + (1 - _ENDS)
+    above, share = rank.astype(int), rank % 1
+    below, above = ordered[:, above - 1], ordered[:, np.minimum(above, number - 1)]
+    ends: NDArray[np.float64] = (1 - share) * below + share * above
+    return ends
