@@ -19,16 +19,16 @@ from matplotlib.lines import Line2D
 from captum_fusion.evaluation.report.statistics import Results, one_line, spec_of
 from captum_fusion.evaluation.report.tables import ARROWS, fixed
 
-#: The kinds of figures: their headings and captions.
+#: Heading and caption of each kind of figure.
 KINDS = {
-    "metrics": ("Side by side", "Means with their 95 % intervals."),
-    "curves": ("Curves", "Mean curves over all pictures; before each name the area under its curve."),
-    "theta": ("Theta", "Dependence on theta, with the 95 % intervals of the means."),
+    "metrics": ("Means", "Means with 95 % intervals."),
+    "curves": ("Curves", "Mean curves over all pictures, with the areas under them."),
+    "theta": ("Theta", "Dependence on theta: means with 95 % intervals."),
 }
 
 FORMATS = ("png", "svg")
 
-#: Okabe and Ito's colours, which colour-blind people can tell apart, without the yellow, which is pale on white.
+#: Okabe and Ito's colours, distinct for colour-blind readers; without their yellow, which is too pale on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)))
 
@@ -48,12 +48,16 @@ _STYLE = {
     "svg.hashsalt": "captum_fusion",
 }
 
-#: A name is broken into lines of at most this many characters in figures.
+#: Longest line of a name in a figure, in characters; longer names are wrapped.
 _LINE = 34
 
 
 def draw(results: Results, model: str) -> dict[str, dict[str, bytes]]:
-    """The figures of a network that have something to show: by kind, in each format."""
+    """Draw the figures of a network for which there is data.
+
+    Returns:
+        dict: For each kind the file's content in each of the formats.
+    """
     drawn: dict[str, dict[str, bytes]] = {}
     with matplotlib.style.context(["default", _STYLE]):
         for kind, function in (("metrics", _bars), ("curves", _curves), ("theta", _theta)):
@@ -127,7 +131,7 @@ def _curves(results: Results, model: str) -> Figure | None:
                 width = 2.4 if method == results.outline.reference else 1.5
                 axis.plot(*curves[method], label=f"{area}  {label}", linewidth=width, **_look(i))
         removed = spec_of(metric).name == "deletion"
-        axis.set_xlabel(f"share of the pixels {'taken away' if removed else 'shown'}")
+        axis.set_xlabel(f"share of pixels {'removed' if removed else 'shown'}")
         axis.set_ylabel("score")
         axis.set_xlim(0, 1)
         axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))

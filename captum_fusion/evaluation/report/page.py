@@ -6,7 +6,6 @@ The same rows, in any order, give the same bytes.
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,12 +16,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from captum_fusion.evaluation.fingerprints import fingerprint_of
 from captum_fusion.evaluation.measures import METRICS
 from captum_fusion.evaluation.report import figures, tables
 from captum_fusion.evaluation.report.statistics import Cell, Outline, Results, spec_of
 from captum_fusion.evaluation.store import Row, write_whole
 
-#: At most this many skipped pictures are listed by name.
+#: At most this many errors and skipped pictures are listed.
 _LISTED = 100
 
 
@@ -136,17 +136,17 @@ def _page(results: Results, sections: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """HTML that may be broken after the signs between a name and its options."""
+    """HTML in which a line may break after the punctuation of a name and its options."""
     return Markup("<wbr>").join(re.findall(r"[^:,=_/]*[:,=_/]|[^:,=_/]+", str(text)))
 
 
 def _file_names(models: Sequence[str]) -> dict[str, str]:
-    """A file name for each network, distinct also where case does not count."""
+    """A file name for each network, distinct on file systems that ignore case."""
     safe = {model: re.sub(r"[^A-Za-z0-9._-]", "_", model)[:80].lstrip(".-") for model in models}
     often = Counter(name.lower() for model, name in safe.items() if name == model)
     return {
         model: name
         if name == model and often[name.lower()] == 1 and not name.lower().endswith("_cost")
-        else f"{name or 'model'}-{hashlib.sha256(model.encode()).hexdigest()[:6]}"
+        else f"{name or 'model'}-{fingerprint_of(model)[:6]}"
         for model, name in safe.items()
     }

@@ -41,12 +41,12 @@ class Outline:
         metrics: Names of the metrics, in the order of the table's columns, without the costs.
         reference: The method that paired differences are taken against; None for no differences.
         images: Number of pictures that were asked for.
-        skipped: Pictures that were left out, each with the reason.
+        skipped: Pictures without results, each with the reason.
         settings: Shown on the page: command, versions, seed, target.
         examples: PNG files of example maps, by network.
         headings: For each metric a short heading and its better direction: ``"down"``, ``"up"`` or ``""``. A metric
             that is missing here is shown by its own name.
-        published: Published figures: a sentence on the source, then method, then metric.
+        published: Published results: a sentence on the source, then method, then metric.
         pictures: For examples that share a picture (one for each label), the picture's name. Any other example is a
             picture of its own.
     """
@@ -234,7 +234,7 @@ def spec_of(label: str) -> MethodSpec:
 class _Grid:
     """Rows by network, method, metric and picture, the pictures in the order of their names.
 
-    Of several rows for one cell a value counts before an error. Rows that the outline does not name are left out.
+    Of several rows for one cell a value counts before an error. Rows that the outline does not name are ignored.
 
     Attributes:
         metrics: The metrics and the costs.

@@ -23,8 +23,8 @@ ARROWS = {"down": "↓", "up": "↑"}
 MINUS, _TIMES, _NOTHING = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
 COST_NOTE = (
-    "Rows are examples that go through the network, or back through it. "
-    "Seconds depend on the machine and do not repeat."
+    "Forward and backward samples are examples, or perturbed copies of them, that pass through the network. "
+    "Seconds depend on the machine and vary between runs."
 )
 
 
@@ -74,7 +74,7 @@ def tables_of(results: Results, model: str) -> ModelTables:
 def documents(results: Results, model: str, tables: ModelTables) -> Iterator[tuple[str, str]]:
     """The files of a network's tables: the end of each name, and its text."""
     outline = results.outline
-    title = f"# {_escape_markdown(model)}: cost for each picture\n\n"
+    title = f"# {_escape_markdown(model)}: cost per picture\n\n"
     yield ".md", _markdown_page(results, model, tables)
     yield ".csv", _csv(_csv_lines(results, model))
     yield ".tex", _tex_page(results, model, tables)
@@ -84,14 +84,14 @@ def documents(results: Results, model: str, tables: ModelTables) -> Iterator[tup
 
 
 def drop_note(outline: Outline) -> str:
-    """How to read average drop, where it is shown."""
+    """How to read average drop; empty if it is not shown."""
     if "average_drop" not in {spec_of(metric).name for metric in outline.metrics}:
         return ""
-    return "Average drop falls as masks grow: read it beside the area of the mask."
+    return "Average drop falls as masks grow: read it together with the mask's area."
 
 
 def published(results: Results) -> list[tuple[str, Table]]:
-    """Each source with its table: its methods and metrics in the outline's order, then others."""
+    """Published results: each source with its table, methods and metrics in the outline's order before others."""
     tables = []
     for source, figures in results.outline.published.items():
         metrics = list(dict.fromkeys(metric for each in figures.values() for metric in each))
@@ -114,7 +114,7 @@ def published(results: Results) -> list[tuple[str, Table]]:
 
 
 def _published_decimals(figures: Mapping[str, Mapping[str, float]], metric: str) -> int:
-    """As many decimals as the source has, and at least two."""
+    """The number of decimals in the source, at least two."""
     texts = [repr(float(each[metric])) for each in figures.values() if metric in each]
     return max(2, *(len(text.partition(".")[2]) if "e" not in text else 6 for text in texts))
 
@@ -157,7 +157,7 @@ def _places(results: Results, metric: str) -> int:
 
 
 def _notes(results: Results, model: str) -> dict[str, str]:
-    """How many pictures each method has, if that is not all of them for all methods."""
+    """For each method the number of its pictures; empty notes if every method has all of them."""
     counts = {method: results.count(model, method) for method in results.outline.methods}
     short = any(count < results.outline.images for count in counts.values())
     return {method: _of(results.outline, count) if short else "" for method, count in counts.items()}
@@ -230,11 +230,11 @@ def _markdown_page(results: Results, model: str, tables: ModelTables) -> str:
         parts.append(note)
     if tables.differences is not None:
         parts += [
-            f"Paired differences, method minus {_escape_markdown(str(outline.reference))}, picture by picture:",
+            f"Paired differences, method minus {_escape_markdown(str(outline.reference))}:",
             _markdown(tables.differences),
         ]
     for source, table in published(results):
-        parts += [f"Published figures: {_escape_markdown(source)}", _markdown(table)]
+        parts += [f"Published results: {_escape_markdown(source)}", _markdown(table)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -350,7 +350,7 @@ def _csv(lines: Iterable[Sequence[Any]]) -> str:
 
 
 def fixed(value: float | None, decimals: int, sign: bool = False) -> str:
-    """A number with so many decimals, and without a sign if that shows nothing but zeros."""
+    """A number with a fixed number of decimals; without a sign if all digits are zeros."""
     if value is None:
         return _NOTHING
     text = f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
@@ -358,7 +358,7 @@ def fixed(value: float | None, decimals: int, sign: bool = False) -> str:
 
 
 def _significant(value: float | None, digits: int = 3) -> str:
-    """A number with about so many digits, never in powers of ten."""
+    """A number with at least so many significant digits, never in scientific notation."""
     if value is None:
         return _NOTHING
     return f"{value:.{_decimals(value, digits)}f}"
