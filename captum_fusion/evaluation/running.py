@@ -23,19 +23,19 @@ from captum_fusion.evaluation.network import Network, drawing_name, prepare
 from captum_fusion.evaluation.processes import Processes, processes
 from captum_fusion.evaluation.settings import FOLDERS, Settings, agree, make_study
 from captum_fusion.evaluation.sources import open_dataset
-from captum_fusion.evaluation.store import Row, Store
+from captum_fusion.evaluation.store import Row, Rows, Store
 
 
 class Evaluation(NamedTuple):
     """The results of :func:`evaluate`; under torchrun on the first process only.
 
     Attributes:
-        rows: One for each model, image, method and metric, as on disk.
-        cells: Their summaries (:class:`captum_fusion.evaluation.reporting.Cell`).
+        rows: One for each model, image, method and metric, as on disk; a sequence of dicts.
+        cells: Their summaries (:class:`captum_fusion.evaluation.report.Cell`).
         files: The files of the report.
     """
 
-    rows: list[Row]
+    rows: Sequence[Row]
     cells: list[Any]
     files: list[Path]
 
@@ -195,7 +195,7 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------------ the processes
 
-    def _all_rows(self, world: Processes) -> list[Row]:
+    def _all_rows(self, world: Processes) -> Rows:
         """Run what is missing; on the first process, return the rows that were asked for."""
         output = self.settings.output
         with contextlib.ExitStack() as stack:
@@ -223,10 +223,10 @@ class _Run:
             for network in networks:
                 self._run_network(network, world, mine)
             world.wait()  # the others of this machine may still be writing
-            gathered = world.gather((self._wanted(mine) if keeps_disk else [], self.skipped))
+            gathered = world.gather((self._wanted(mine) if keeps_disk else Rows(), self.skipped))
         for _, skipped in gathered:
             self.skipped.update(skipped)
-        return sorted(store.latest(row for rows, _ in gathered for row in rows), key=store.key_of)
+        return store.joined(rows for rows, _ in gathered).latest()
 
     def _network(
         self, source: NetworkSource, world: Processes, stack: contextlib.ExitStack
@@ -254,18 +254,18 @@ class _Run:
                 why = why or str(error)
         raise ValueError(f"dataset: none of the {len(self.names)} pictures could be read (first: {why})")
 
-    def _wanted(self, mine: Store) -> list[Row]:
+    def _wanted(self, mine: Store) -> Rows:
         """The rows on this disk that were asked for."""
         networks, images = {source.name for source in self.sources}, set(self.names)
         cells = {(method, metric) for method in self.study.methods for metric in self.study.columns}
-        return [
+        return Rows(
             row
             for row in mine.lines()
             if row["model"] in networks
             and row["image"] in images
             and (row["method"], row["metric"]) in cells
             and self._holds(row)
-        ]
+        )
 
     # -------------------------------------------------------------------------------------------------- one network
 
@@ -340,12 +340,12 @@ class _Run:
 
     # --------------------------------------------------------------------------------------------------- the report
 
-    def _report(self, rows: list[Row]) -> Evaluation:
-        from captum_fusion.evaluation import reporting
+    def _report(self, rows: Rows) -> Evaluation:
+        from captum_fusion.evaluation import report
 
         study, networks = self.study, [source.name for source in self.sources]
         drawn = range(min(self.settings.pictures, len(self.names)))
-        compared = reporting.Study(
+        outline = report.Outline(
             title=study.title,
             models=networks,
             methods=list(study.methods),
@@ -364,8 +364,8 @@ class _Run:
             published=study.published,
             pictures=self.dataset.shared_pictures(),
         )
-        cells = reporting.summarize(rows, compared, seed=study.seed)
-        return Evaluation(rows, cells, reporting.write_report(self.settings.output, rows, compared, cells=cells))
+        cells = report.summarize(rows, outline, seed=study.seed)
+        return Evaluation(rows, cells, report.write(self.settings.output, rows, outline, cells=cells))
 
     def _left_out(self) -> list[tuple[str, str]]:
         """Skipped pictures, each with the reason, and the models unless it is the same for all."""

@@ -1,19 +1,28 @@
-"""Rows on disk: one line of JSON for each finished cell of a table."""
+"""Rows: on disk a line of JSON for each finished cell, written once and never lost; in memory columns."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
 
+import numpy as np
+import orjson
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 Row = dict[str, Any]
 Key = tuple[str, str, str, str, str]
+
+#: What identifies a row: the reference belongs to metrics that have one.
+_KEY = ("model", "image", "method", "metric", "reference")
 
 
 def key_of(row: Row) -> Key:
@@ -26,14 +35,123 @@ def is_done(row: Row) -> bool:
     return "error" not in row or bool(row.get("final"))
 
 
-def latest(rows: Iterable[Row]) -> Iterator[Row]:
-    """For each key the latest row that is done, or the latest row if none is."""
-    kept: dict[Key, Row] = {}
-    for row in rows:
-        key = key_of(row)
-        if is_done(row) or key not in kept or not is_done(kept[key]):
-            kept[key] = row
-    yield from kept.values()
+class _Codes(dict[Any, int]):
+    """A code for each distinct value, in the order in which they are first asked for."""
+
+    def __missing__(self, value: Any) -> int:
+        self[value] = code = len(self)
+        return code
+
+
+class Rows(Sequence[Row]):
+    """Rows in columns: a sequence of dicts in a fraction of their memory.
+
+    Each field is an array of codes into its distinct values, but for ``value``, an array of numbers (so that an
+    integer comes back as a float), and ``curve``, whose numbers stand one after another in a single array. Rows do not
+    change; a slice is a view of the same categories and curves.
+
+    Args:
+        rows (iterable of dict): Their values must be hashable, or lists of hashable values. Default: ()
+
+    Examples::
+
+        >>> rows = Rows([{"image": "a.png", "value": 0.5}, {"image": "b.png", "value": None, "error": "why"}])
+        >>> rows[1]
+        {'value': None, 'image': 'b.png', 'error': 'why'}
+        >>> rows.values, rows.column("error")
+        (array([0.5, nan]), (array([-1,  0], dtype=int32), ['why']))
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        values, curves, ends = array("d"), array("d"), array("q", [0])
+        columns: dict[str, tuple[array[int], _Codes]] = {}
+        for number, row in enumerate(rows):
+            value = row.get("value")
+            values.append(math.nan if value is None else value)
+            for name, value in row.items():
+                if name == "value":
+                    continue
+                if name not in columns:
+                    columns[name] = array("i"), _Codes()
+                codes, code_of = columns[name]
+                if len(codes) < number:  # earlier rows have no such field
+                    codes.extend(repeat(-1, number - len(codes)))
+                if name == "curve":
+                    codes.append(len(ends) - 1)
+                    curves.extend(value)
+                    ends.append(len(curves))
+                else:
+                    codes.append(code_of[tuple(value) if isinstance(value, list) else value])
+        for codes, _ in columns.values():
+            codes.extend(repeat(-1, len(values) - len(codes)))
+        self.values: NDArray[np.float64] = np.asarray(values)
+        self._codes = {name: np.asarray(codes) for name, (codes, _) in columns.items()}
+        self._categories = {name: list(known) for name, (_, known) in columns.items()}
+        self._curves, self._ends = np.asarray(curves), np.asarray(ends)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice | NDArray[Any]) -> Rows: ...
+
+    def __getitem__(self, index: int | slice | NDArray[Any]) -> Row | Rows:
+        if isinstance(index, (slice, np.ndarray)):
+            chosen = Rows()
+            chosen.values = self.values[index]
+            chosen._codes = {name: codes[index] for name, codes in self._codes.items()}
+            chosen._categories, chosen._curves, chosen._ends = self._categories, self._curves, self._ends
+            return chosen
+        value = float(self.values[index])
+        row: Row = {"value": None if value != value else value}
+        for name, codes in self._codes.items():
+            code = codes[index]
+            if code < 0:
+                continue
+            found = self.curve(index).tolist() if name == "curve" else self._categories[name][code]
+            row[name] = list(found) if isinstance(found, tuple) else found
+        return row
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(dict.__eq__, self, other))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} rows>"
+
+    def column(self, name: str) -> tuple[NDArray[np.int32], list[Any]]:
+        """A field's codes, -1 where a row has none, and its distinct values."""
+        if name not in self._codes:
+            return np.full(len(self), -1, np.int32), []
+        return self._codes[name], self._categories[name]
+
+    def curve(self, index: int) -> NDArray[np.float64]:
+        """The curve of a row; empty without one."""
+        code = self._codes["curve"][index] if "curve" in self._codes else -1
+        return self._curves[self._ends[code] : self._ends[code + 1]] if code >= 0 else self._curves[:0]
+
+    def latest(self) -> Rows:
+        """For each key the latest row that is done, or the latest row if none is; sorted by the keys."""
+        ranks = []
+        for name in _KEY:
+            codes, categories = self.column(name)
+            rank_of = {category: rank for rank, category in enumerate(sorted({*categories, ""}))}
+            ranks.append(np.array([*map(rank_of.__getitem__, categories), rank_of[""]])[codes])
+        keys = np.ravel_multi_index(ranks, [int(rank.max(initial=0)) + 1 for rank in ranks])
+        final, meanings = self.column("final")
+        done = (self.column("error")[0] < 0) | np.array([*map(bool, meanings), False])[final]
+        order: NDArray[np.int64] = np.lexsort((done, keys))
+        is_last = np.append(keys[order[1:]] != keys[order[:-1]], True)[: len(order)]
+        chosen: NDArray[np.int64] = order[is_last]
+        return self[chosen]
+
+
+def joined(parts: Iterable[Rows]) -> Rows:
+    """The rows of several processes, one after another."""
+    some = [rows for rows in parts if len(rows)]
+    return some[0] if len(some) == 1 else Rows(chain.from_iterable(some))
 
 
 class Store:
@@ -113,16 +231,19 @@ class Store:
             with path.open("rb") as file:
                 yield from (row for line in file if (row := _parse(line)) is not None)
 
-    def rows(self) -> Iterator[Row]:
-        """For each key the latest row that is done, or the latest row if none is."""
-        yield from latest(self.lines())
+    def rows(self) -> Rows:
+        """For each key the latest row that is done, or the latest row if none is; sorted by the keys."""
+        return Rows(self.lines()).latest()
 
 
 def _parse(line: bytes) -> Row | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        row: Row = json.loads(line)
+        try:
+            row: Row = orjson.loads(line)
+        except ValueError:  # it takes no lone surrogates, which stand for the bytes of a file name that is not UTF-8
+            row = json.loads(line)
         key_of(row)
     except (ValueError, KeyError, TypeError):
         return None

@@ -1,1 +1,1 @@
-"""What the methods cost, as ratios. Run by hand, never by the tests."""
+"""What the methods and the report cost. Run by hand, never by the tests."""
