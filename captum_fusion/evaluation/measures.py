@@ -17,6 +17,7 @@ from captum_fusion.evaluation.data import Example
 from captum_fusion.evaluation.labels import ObjectMasks
 from captum_fusion.evaluation.methods import Explain, MethodSpec, import_object, parse, refuse_unknown, unknown
 from captum_fusion.metrics import Curve
+from captum_fusion.metrics.localization import bounding_boxes
 
 #: The value of a metric: a number, a curve, or why there is none.
 Outcome = float | Curve | str
@@ -153,15 +154,10 @@ def _adcc(part: str) -> Callable[..., Any]:
 
 
 def _iou(subject: Subject, **options: Any) -> Tensor:
-    boxes = torch.stack([_bounds(mask) for mask in subject.objects.boxes])
-    size = (int(subject.objects.boxes.shape[1]), int(subject.objects.boxes.shape[2]))
-    iou: Tensor = metrics.localization_iou(subject.attributions, [boxes], size, **options)
+    masks = subject.objects.boxes
+    size = (int(masks.shape[1]), int(masks.shape[2]))
+    iou: Tensor = metrics.localization_iou(subject.attributions, [bounding_boxes(masks)], size, **options)
     return iou
-
-
-def _bounds(mask: Tensor) -> Tensor:
-    rows, columns = (mask.any(dim).nonzero() for dim in (1, 0))
-    return torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
 
 
 _ALL = (
