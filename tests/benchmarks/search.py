@@ -1,0 +1,166 @@
+"""Correlation of the searched Score-CAM map with the full one, against the number of evaluated channels.
+
+    python -m tests.benchmarks.search --data ../shared/data --images 10 --output search.md
+
+``--data`` is a folder with a ``builders.py`` and ``val_boxes_dev`` (``labels.csv`` and photographs). Every channel of
+a photograph is scored once. The searches are then answered from this table, so that any number of budgets costs little
+more. The explained class is the prediction. A run can be continued: scores are kept in ``--cache``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import functional as transforms
+from tqdm import tqdm
+
+from captum_fusion import LayerScoreCAM, functional, shared_work
+from captum_fusion.attr._search import SearchOptions, search_channels
+from tests.benchmarks.cost import SIZE, builders
+
+NETWORKS = {
+    "squeezenet1_0": "features",
+    "squeezenet1_1": "features",
+    "googlenet_bvlc": "inception5b",
+    "mobilenet_v2_tf": "features",
+}
+WEIGHTINGS = ("softmax", "increase", "probability")
+TOLERANCE = 0.01
+
+
+class Scored(NamedTuple):
+    """The channels of one photograph, batch dimension kept: all (1, K, ...)."""
+
+    activations: Tensor
+    gradients: Tensor
+    live: Tensor
+    logits: Tensor
+    probabilities: Tensor
+    baseline: Tensor
+
+
+class Found(NamedTuple):
+    """A searched map against the full one."""
+
+    correlation: float
+    evaluations: int
+
+
+def photographs(folder: Path, count: int) -> list[Path]:
+    with open(folder / "labels.csv", newline="") as file:
+        return [folder / row["filename"] for row in csv.DictReader(file)][:count]
+
+
+def load(path: Path) -> Tensor:
+    image = Image.open(path).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    return transforms.normalize(transforms.to_tensor(image), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
+
+
+def score_all(model: nn.Module, layer: nn.Module, x: Tensor) -> Scored:
+    """Every live channel's score, as a logit and as a probability, from one set of masked samples."""
+    with torch.no_grad():
+        target = int(model(x).argmax(1))
+    method = LayerScoreCAM(model, layer)
+    method.uses_gradients = True
+    softmax = functional.score_function("softmax")
+
+    def compute(passes: Any, evaluations: Any) -> Scored:
+        [[tensor]] = method._tensors(passes, evaluations)
+        live = functional.live_channels(tensor.activations)
+        examples, channels = functional.channel_pairs(live)
+        scores = [
+            LayerScoreCAM(model, layer, weighting=weighting)._evaluator(tensor)(examples, channels)
+            for weighting in ("softmax", "probability")
+        ]
+        tables = [functional.channel_table(live, examples, channels, values) for values in scores]
+        return Scored(tensor.activations, tensor.gradients, live, *tables, tensor.baseline_scores(softmax))
+
+    with shared_work():
+        return method._explain(compute, x, target, None, False)
+
+
+def search(scored: Scored, weighting: str, options: SearchOptions) -> Found:
+    table = scored.logits if weighting == "softmax" else scored.probabilities
+
+    def full_map(scores: Tensor) -> Tensor:
+        if weighting == "softmax":
+            weights = functional.softmax_weights(scores, scored.live)
+        elif weighting == "increase":
+            weights = functional.increase_weights(scores, scored.baseline.to(scores), scored.live)
+        else:
+            weights = scores
+        return functional.weighted_activations(scored.activations, weights).double().flatten()
+
+    scores, details = search_channels(
+        scored.activations,
+        scored.gradients,
+        scored.live,
+        lambda examples, channels: table[examples, channels],
+        options,
+        weighting=weighting,
+        is_probability=weighting != "softmax",
+        baseline=scored.baseline if weighting == "increase" else None,
+    )
+    pair = torch.stack([full_map(table.double()), full_map(scores)])
+    return Found(float(torch.corrcoef(pair)[0, 1]), int(details.evaluations[0]))
+
+
+def report(found: dict[tuple[str, str], list[Found]], networks: Sequence[str], title: str) -> list[str]:
+    lines = [f"| {title} | " + " | ".join(networks) + " |", "|---" * (len(networks) + 1) + "|"]
+    for weighting in WEIGHTINGS:
+        cells = []
+        for network in networks:
+            some = [each for each in found[network, weighting] if each.correlation == each.correlation]
+            correlations = [each.correlation for each in some]
+            used = statistics.mean(each.evaluations for each in some)
+            cells.append(f"{statistics.median(correlations):.4f} / {min(correlations):.3f} ({used:.0f}; n {len(some)})")
+        lines.append(f"| {weighting} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--images", type=int, default=10)
+    parser.add_argument("--budgets", nargs="+", type=int, default=[24, 32, 56, 96])
+    parser.add_argument("--cache", type=Path, default=Path("search-scores"))
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    built, names = builders(options.data), photographs(options.data / "val_boxes_dev", options.images)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    scored: dict[str, list[Scored]] = {network: [] for network in options.networks}
+    models = {network: getattr(built, network)().requires_grad_(False) for network in options.networks}
+    for name in tqdm(names, unit="image"):
+        for network, model in models.items():
+            file = options.cache / f"{network}_{name.stem}.pt"
+            if not file.is_file():
+                torch.save(tuple(score_all(model, model.get_submodule(NETWORKS[network]), load(name))), file)
+            scored[network].append(Scored(*torch.load(file, weights_only=True)))
+    lines = ["Median / smallest correlation with the full map (mean evaluations; photographs).", ""]
+    kinds = {f"budget {budget}": SearchOptions(budget) for budget in options.budgets}
+    kinds[f"tolerance {TOLERANCE}"] = SearchOptions(tolerance=TOLERANCE)
+    for title, limit in kinds.items():
+        found = {
+            (network, weighting): [search(each, weighting, limit) for each in scored[network]]
+            for network in options.networks
+            for weighting in WEIGHTINGS
+        }
+        lines += report(found, options.networks, title)
+    text = "\n".join(lines)
+    print(text)
+    if options.output:
+        options.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
