@@ -16,7 +16,7 @@ from captum_fusion.evaluation import evaluate
 from tests import test_contract
 from tests.docs_tables import GENERATED, ROOT, rewritten
 from tests.test_contract import x as x
-from tests.test_special_methods import test_the_catalogue_says_what_a_method_costs as check_cost
+from tests.test_special_methods import test_the_catalogue_states_the_cost_of_a_method as check_cost
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
 

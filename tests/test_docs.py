@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from captum_fusion.attr import catalog
+from captum_fusion.attr import _bases, catalog
 from captum_fusion.attr.catalog import METHODS
 from tests.docs_tables import GENERATED, ROOT, families_table, methods_table, rewritten
 
@@ -89,6 +89,13 @@ def test_every_object_that_the_pages_refer_to_exists() -> None:
     for file in sorted((ROOT / "docs").glob("*.md")):
         for path in re.findall(r"{(?:class|func|meth|data)}`~?([\w.]+)`", file.read_text(encoding="utf-8")):
             pkgutil.resolve_name(path)  # raises where there is no such object
+
+
+def test_the_contributors_guide_has_every_base() -> None:
+    section = read("CONTRIBUTING.md").partition("### Which base do I need?")[2].partition("\n#")[0]
+    named = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    bases = [cls.__name__ for cls in vars(_bases).values() if inspect.isclass(cls) and issubclass(cls, _bases.CAM)]
+    assert sorted(named) == sorted(bases)
 
 
 def test_every_file_that_the_contributors_guide_names_exists() -> None:
