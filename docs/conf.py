@@ -7,7 +7,7 @@ from captum_fusion import __version__
 
 HERE = Path(__file__).parent
 
-# The tutorials live beside docs/; Sphinx reads only what lies below it.
+# Sphinx reads only files below docs/, and the tutorials are beside it.
 (HERE / "tutorials").mkdir(exist_ok=True)
 for notebook in (HERE.parent / "tutorials").glob("*.ipynb"):
     shutil.copy2(notebook, HERE / "tutorials" / notebook.name)
@@ -23,7 +23,7 @@ html_theme = "furo"
 html_title = "captum_fusion"
 templates_path: list[str] = []
 
-nb_execution_mode = "off"  # tutorials keep the outputs that they were executed with
+nb_execution_mode = "off"  # tutorials keep their stored outputs
 myst_enable_extensions = ["dollarmath"]
 suppress_warnings = ["mystnb.unknown_mime_type"]
 

@@ -85,7 +85,7 @@ def plain_forward(model: nn.Module) -> float:
 def against_plain_forwards(
     name: str, model: nn.Module, layer: nn.Module, rounds: int, bars: dict[str, float], curves_too: bool
 ) -> list[Line]:
-    """Time of region and fusion methods over their rows times the plain forward, batches of 1 and 4."""
+    """Time of region and fusion methods, relative to plain forwards of as many samples, in batches of 1 and 4."""
     works: dict[str, Callable[[], Any]] = {}
     for method in bars:
         build = METHODS[method].build(model, [layer])
@@ -104,17 +104,20 @@ def against_plain_forwards(
     bars = {**bars, "insertion + deletion": 1.10}
     seen = [0]
     handle = model.register_forward_pre_hook(lambda module, inputs: seen.__setitem__(0, seen[0] + len(inputs[0])))
-    rows: dict[str, int] = {}
+    samples: dict[str, int] = {}
     ratios: dict[str, list[float]] = {key: [] for key in works}
     for _ in tqdm(range(rounds), desc=name):
         plain = plain_forward(model)
         for key, work in works.items():
             seen[0] = 0
             seconds = cpu_time(work)
-            rows[key] = seen[0]
-            ratios[key].append(seconds / rows[key] / plain)
+            samples[key] = seen[0]
+            ratios[key].append(seconds / samples[key] / plain)
     handle.remove()
-    return [(name, f"{key} ({rows[key]} rows)", f"<= {bars[key.split(',')[0]]:.2f}", r) for key, r in ratios.items()]
+    return [
+        (name, f"{key} ({samples[key]} samples)", f"<= {bars[key.split(',')[0]]:.2f}", values)
+        for key, values in ratios.items()
+    ]
 
 
 def against_other_libraries(name: str, model: nn.Module, layer_name: str, rounds: int) -> list[Line]:
@@ -223,7 +226,7 @@ def import_time() -> float:
 
 
 def table(lines: list[Line]) -> str:
-    rows = ["| network | what | bar | median | smallest to largest |", "| --- | --- | --- | --- | --- |"]
+    rows = ["| network | measurement | goal | median | minimum to maximum |", "| --- | --- | --- | --- | --- |"]
     for network, what, bar, values in lines:
         rows.append(
             f"| {network} | {what} | {bar} | **{statistics.median(values):.2f}** "
@@ -251,7 +254,7 @@ def main() -> None:
         for channels, batch in ((512, 4), (2048, 4), (512, 16)):
             found = [memory(channels, batch) for _ in range(options.rounds)]
             lines.append(
-                ("a free network", f"peak MiB of Score-CAM, {channels} channels, batch {batch}", "<= 64", found)
+                ("a trivial network", f"peak MiB of Score-CAM, {channels} channels, batch {batch}", "<= 64", found)
             )
         lines.append(("", "import after captum, ms", "<= 50", [import_time() for _ in range(options.rounds)]))
     if "captum" in wanted:

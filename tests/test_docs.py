@@ -1,0 +1,110 @@
+"""The documentation's lists are those of the code."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from typing import Any
+
+import pytest
+
+from captum_fusion.attr import _bases, catalog
+from captum_fusion.attr.catalog import METHODS
+from tests.docs_tables import GENERATED, ROOT, families_table, methods_table, rewritten
+
+#: The packages whose public classes the API reference must have.
+PUBLIC = ("captum_fusion", "captum_fusion.metrics", "captum_fusion.evaluation", "captum_fusion.demo")
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_parts_are_up_to_date(name: str) -> None:
+    assert read(name) == rewritten(name), f"{name} is out of date; run: python -m tests.docs_tables --write"
+
+
+def test_the_tables_have_every_method() -> None:
+    lines = methods_table().splitlines()[2:]
+    for line, method in zip(lines, METHODS.values(), strict=True):
+        info = method.info
+        assert all(f" {part} " in line for part in (f"`{info.name}`", info.family, info.cost))
+        assert f"[{info.citation}]({info.url})" in line
+    named = re.findall(r"`(\w+)`", families_table())
+    assert sorted(named) == sorted(method.cls.__name__ for method in METHODS.values())
+
+
+def test_the_classes_that_can_follow_the_authors_code() -> None:
+    """docs/methods.md has them all in one table."""
+    section = read("docs/methods.md").partition("## The authors' published code")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| {class}`~captum_fusion\.(\w+)`", section, re.MULTILINE)
+    takes = [m.cls for m in METHODS.values() if "authors_code" in inspect.signature(m.cls.__init__).parameters]
+    assert sorted(named) == sorted(cls.__name__ for cls in takes)
+
+
+def directives() -> list[tuple[str, str, dict[str, str]]]:
+    """Kind, argument and options of every autodoc directive of the API reference."""
+    found = []
+    for match in re.finditer(r"^\.\. auto(\w+):: (\S+)\n((?:   .*\n|\n(?=   ))*)", read("docs/api.md"), re.MULTILINE):
+        options = dict(re.findall(r"^   :([\w-]+): ?(.*)$", match[3], re.MULTILINE))
+        found.append((match[1], match[2], options))
+    return found
+
+
+def documented() -> list[Any]:
+    """Every object of the API reference."""
+    found = []
+    for kind, path, options in directives():
+        target = pkgutil.resolve_name(path)
+        if kind != "module":
+            found.append(target)
+            continue
+        public = getattr(target, "__all__", None) or [
+            name for name, value in vars(target).items() if getattr(value, "__module__", None) == path
+        ]
+        chosen = [name.strip() for name in options.get("members", "").split(",") if name.strip()] or public
+        left_out = [name.strip() for name in options.get("exclude-members", "").split(",")]
+        found += [getattr(target, name) for name in chosen if name not in left_out and not name.startswith("_")]
+    return found
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_the_reference_has_every_public_class(package: str) -> None:
+    module = importlib.import_module(package)
+    names = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
+    classes = {value for name in names if inspect.isclass(value := getattr(module, name))}
+    missing = classes - {value for value in documented() if inspect.isclass(value)}
+    assert not missing, f"docs/api.md lacks {', '.join(sorted(cls.__name__ for cls in missing))}"
+
+
+def test_the_reference_has_the_catalogue() -> None:
+    found = documented()
+    assert {catalog.register, catalog.MethodInfo, catalog.Method} <= {value for value in found if callable(value)}
+
+
+def test_every_object_that_the_pages_refer_to_exists() -> None:
+    for file in sorted((ROOT / "docs").glob("*.md")):
+        for path in re.findall(r"{(?:class|func|meth|data)}`~?([\w.]+)`", file.read_text(encoding="utf-8")):
+            pkgutil.resolve_name(path)  # raises where there is no such object
+
+
+def test_the_contributors_guide_has_every_base() -> None:
+    section = read("CONTRIBUTING.md").partition("### Which base do I need?")[2].partition("\n#")[0]
+    named = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    bases = [cls.__name__ for cls in vars(_bases).values() if inspect.isclass(cls) and issubclass(cls, _bases.CAM)]
+    assert sorted(named) == sorted(bases)
+
+
+def test_every_file_that_the_contributors_guide_names_exists() -> None:
+    text = read("CONTRIBUTING.md")
+    rooms = text.partition("## Adding a method")[0]
+    named = re.findall(r"`((?:captum_fusion|tests|docs|tutorials)/[\w/.]*)`", rooms)
+    named += [
+        f"captum_fusion/{path}" for path in re.findall(r"`((?:_passes|attr|functional|evaluation)/\w+\.py)`", text)
+    ]
+    assert len(named) > 20
+    for path in named:
+        assert (ROOT / path).exists(), path
