@@ -17,8 +17,7 @@ def fill_docstring(function: F, parts: Mapping[str, str]) -> F:
     lines: list[str] = []
     text = inspect.cleandoc(function.__doc__ or "")
     if text.startswith("Args:\n"):
-        # An empty first line, because readers dedent all lines but the first.
-        text = "\n" + text.replace("\n", "\n    ")
+        text = text.replace("\n", "\n    ")
     for line in text.splitlines():
         name = line.strip().strip("{}")
         if line.strip() == "{" + name + "}" and name in parts:

@@ -497,7 +497,12 @@ def test_group_cam_on_a_network_with_dead_groups() -> None:
 
 def test_the_catalogue_names_every_public_method() -> None:
     public = {value for value in vars(captum_fusion).values() if inspect.isclass(value)}
-    public -= {captum_fusion.FusionDetails, captum_fusion.IntegrativeDetails, captum_fusion.SavedWork}
+    public -= {
+        captum_fusion.FusionDetails,
+        captum_fusion.IntegrativeDetails,
+        captum_fusion.SavedWork,
+        captum_fusion.SearchDetails,
+    }
     assert {method.cls for method in METHODS.values()} == {*public, LayerGradCam}
     for method in METHODS.values():
         assert method.cls is LayerGradCam or method.info.url in inspect.getdoc(method.cls), method.name

@@ -22,9 +22,10 @@ from captum_fusion.attr._bases import (
 )
 from captum_fusion.attr._docs import documented
 from captum_fusion.attr._info import MethodInfo
+from captum_fusion.attr._search import SearchDetails
 from captum_fusion.functional import ScoreFn
 
-__all__ = ["LayerDecomCAM", "LayerGroupCAM", "LayerISCAM", "LayerSSCAM", "LayerScoreCAM"]
+__all__ = ["LayerDecomCAM", "LayerGroupCAM", "LayerISCAM", "LayerSSCAM", "LayerScoreCAM", "SearchDetails"]
 
 
 class LayerScoreCAM(ChannelScoresCAM):
