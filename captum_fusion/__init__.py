@@ -14,6 +14,7 @@ from captum_fusion._passes.sharing import shared_work as shared_work
 from captum_fusion.attr.activation import *
 from captum_fusion.attr.fusion import *
 from captum_fusion.attr.gradient import *
+from captum_fusion.attr.guided import *
 from captum_fusion.attr.integrative import *
 from captum_fusion.attr.region import *
 from captum_fusion.attr.replacing import *

@@ -7,6 +7,7 @@ checkers only read literal ones.
 from captum_fusion.attr.activation import *
 from captum_fusion.attr.fusion import *
 from captum_fusion.attr.gradient import *
+from captum_fusion.attr.guided import *
 from captum_fusion.attr.integrative import *
 from captum_fusion.attr.region import *
 from captum_fusion.attr.replacing import *

@@ -10,7 +10,7 @@ from typing import Any
 from captum.attr import Attribution, LayerGradCam
 from torch import nn
 
-from captum_fusion.attr import activation, fusion, gradient, integrative, region, replacing, rise, sampled
+from captum_fusion.attr import activation, fusion, gradient, guided, integrative, region, replacing, rise, sampled
 from captum_fusion.attr._info import FAMILIES, MethodInfo
 
 
@@ -91,7 +91,7 @@ def _register_all() -> None:
         "grad-cam", "gradient", "1, 1 b", "Selvaraju et al., ICCV 2017", "https://arxiv.org/abs/1610.02391", signed=True
     )
     entries: list[tuple[Any, MethodInfo]] = [(LayerGradCam, grad_cam)]
-    for module in (fusion, integrative, gradient, sampled, region, replacing, rise, activation):
+    for module in (fusion, integrative, guided, gradient, sampled, region, replacing, rise, activation):
         public = [value for name, value in vars(module).items() if name in module.__all__]
         entries += [(cls, cls.info) for cls in public if hasattr(cls, "info")]
     for cls, info in sorted(entries, key=lambda entry: FAMILIES.index(entry[1].family)):

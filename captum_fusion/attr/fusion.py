@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
@@ -11,28 +9,25 @@ import torch
 from captum.attr import (
     Attribution,
     GradientAttribution,
-    GuidedBackprop,
-    LayerAttribution,
     LayerGradCam,
-    NoiseTunnel,
     PerturbationAttribution,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from captum_fusion import functional as formulas
 from captum_fusion._arguments import choice, percentage
 from captum_fusion._captum import format_result, log_usage
-from captum_fusion._passes.call import Call
 from captum_fusion._passes.layer_pass import LayerEvaluation
 from captum_fusion._passes.passes import Passes
 from captum_fusion._types import Attributions, Baselines, Layer, Reshape, Target, TensorOrTupleOfTensors
-from captum_fusion.attr._bases import CAM, MASKING_OPTIONS, SeveralTargets, checked_score_fn
+from captum_fusion.attr._bases import CAM, MASKING_OPTIONS, checked_score_fn
+from captum_fusion.attr._components import Component, checked_component, in_input_space
 from captum_fusion.attr._docs import documented
 from captum_fusion.attr._info import MethodInfo
 from captum_fusion.attr.region import LayerScoreCAM
 from captum_fusion.functional import ScoreFn
 
-__all__ = ["FusionDetails", "GuidedFusionCAM", "LayerFusionCAM", "LayerUnionCAM"]
+__all__ = ["FusionDetails", "LayerFusionCAM", "LayerUnionCAM"]
 
 _WEIGHTINGS = ("normalized", "raw")
 
@@ -127,100 +122,6 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         """True, as for captum's perturbation methods."""
         return True
 
-    # -------------------------------------------------------------------------------------------------- components
-
-    def _shares_pass(self, component: Attribution, kwargs: dict[str, Any]) -> bool:
-        """Whether a component can be computed from this call's layer pass instead of its own passes."""
-        if not isinstance(component, LayerAttribution) or component.forward_func != self.forward_func:
-            return False
-        ours, theirs = (x.layer if isinstance(x.layer, list) else [x.layer] for x in (self, component))
-        if len(ours) != len(theirs) or any(a is not b for a, b in zip(ours, theirs, strict=True)):
-            return False
-        if isinstance(component, CAM):
-            return kwargs.keys() <= component.call_options and component.reshape is self.reshape
-        if type(component) is not LayerGradCam or not kwargs.keys() <= {"relu_attributions", "attr_dim_summation"}:
-            return False
-        if self.reshape is not None:  # captum's LayerGradCam would average over the wrong dimensions
-            return not kwargs
-        # The result is summed over channels and rectified later, so only a ReLU before the sum makes a difference.
-        return kwargs.get("attr_dim_summation", True) or not kwargs.get("relu_attributions", False)
-
-    def _shares_gradients(self, component: Attribution, kwargs: dict[str, Any] | None) -> bool:
-        if not self._shares_pass(component, kwargs or {}):
-            return False
-        return component.uses_gradients if isinstance(component, CAM) else True
-
-    def _component_maps(
-        self,
-        name: str,
-        component: Attribution,
-        kwargs: dict[str, Any] | None,
-        passes: Passes,
-        evaluations: list[LayerEvaluation],
-    ) -> list[list[Tensor]]:
-        """Non-negative, normalised maps of a component in the input's space, one per tensor of each layer."""
-        kwargs = kwargs or {}
-        if not self._shares_pass(component, kwargs):
-            raw = self._public_maps(name, component, kwargs, passes, evaluations)
-        elif isinstance(component, CAM):
-            raw = component._maps(passes.with_options(**kwargs) if kwargs else passes, evaluations)
-            counts = [len(evaluation.activations) for evaluation in evaluations]
-            if [len(maps) for maps in raw] != counts:
-                raw = [raw[0][:1] * count for count in counts]  # the component fuses its layers into one map
-        else:
-            raw = [tuple(map(formulas.grad_cam, a, g or ())) for a, g, _ in evaluations]
-        return [[self._input_space(name, tensor, passes) for tensor in tensors] for tensors in raw]
-
-    def _public_maps(
-        self,
-        name: str,
-        component: Attribution,
-        kwargs: dict[str, Any],
-        passes: Passes,
-        evaluations: list[LayerEvaluation],
-    ) -> list[tuple[Tensor, ...]]:
-        options: dict[str, Any] = {
-            "target": passes.call.target,
-            "additional_forward_args": passes.call.arguments,
-            "attribute_to_layer_input": passes.call.attribute_to_layer_input,
-        }
-        inner = _inner(component)
-        if isinstance(inner, CAM):  # the masked inputs must be the same whether or not passes are shared
-            options.update({option: getattr(passes.options, option) for option in inner.call_options})
-        accepted = inspect.signature(inner.attribute).parameters
-        result = passes.call.attribute_with(
-            component,
-            isinstance(inner, GradientAttribution),
-            isinstance(component, CAM),
-            **{**{key: value for key, value in options.items() if key in accepted}, **kwargs},
-        )
-        per_layer = result if isinstance(result, list) else [result] * len(evaluations)
-        if len(per_layer) != len(evaluations):
-            raise ValueError(f"{name} returned {len(per_layer)} maps for {len(evaluations)} layers")
-        maps = []
-        for tensors, evaluation in zip(per_layer, evaluations, strict=True):
-            count = len(evaluation.activations)
-            if isinstance(tensors, tuple) and not isinstance(inner, LayerAttribution):
-                tensors = tensors[passes.masking.indices[0]]
-            tensors = tensors if isinstance(tensors, tuple) else (tensors,) * count
-            if len(tensors) != count:
-                raise ValueError(f"{name} returned {len(tensors)} maps for a layer with {count} tensors")
-            maps.append(tuple(t.detach() if isinstance(t, Tensor) else t for t in tensors))
-        return maps
-
-    def _input_space(self, name: str, raw: Any, passes: Passes) -> Tensor:
-        size = passes.spatial_size
-        if not isinstance(raw, Tensor) or raw.dim() != len(size) + 2 or raw.shape[0] != passes.examples:
-            shape = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
-            raise ValueError(
-                f"{name} must return a map of shape ({passes.examples}, channels, {len(size)} spatial dimensions), "
-                f"not {shape}"
-            )
-        raw = raw.to(formulas.at_least_float32(passes.masking.first[:0]))  # some captum methods return float64
-        return formulas.normalize(formulas.upsample(raw.sum(1, keepdim=True).relu(), size))
-
-    # --------------------------------------------------------------------------------------------------- the union
-
     @staticmethod
     def _finish(fused: Tensor, details: FusionDetails, passes: Passes) -> tuple[Tensor, FusionDetails]:
         """The map in the input's dtype, and the details with all floating point tensors in the dtype of their maps."""
@@ -274,7 +175,7 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         )
         return details, (union_score, region_score)
 
-    def _fuse(self, passes: Passes, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
+    def _fuse(self, passes: Passes, evaluations: list[LayerEvaluation]) -> list[_Fused]:
         raise NotImplementedError
 
     def _maps(self, passes: Passes, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
@@ -368,13 +269,24 @@ class LayerFusionCAM(_Fusion):
         """
         _Fusion.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self._set_options(theta, weighting, authors_code, score_fn)
-        self.gradient_method = _gradient_component(gradient_method, self)
+        default = LayerGradCam(forward_func, layer, device_ids)
+        self.gradient_method = checked_component(
+            "gradient_method", default if gradient_method is None else gradient_method
+        )
         self.region_method = _region_component(region_method, max_evaluations, self)
 
     @property
     def uses_gradients(self) -> bool:  # type: ignore[override]
         """Whether a component that shares the layer pass needs gradients."""
-        return any(self._shares_gradients(component, None) for component in (self.gradient_method, self.region_method))
+        return any(component.shares_gradients for component in self._components())
+
+    def _components(
+        self, gradient_kwargs: dict[str, Any] | None = None, region_kwargs: dict[str, Any] | None = None
+    ) -> tuple[Component, Component]:
+        return (
+            Component("gradient_method", self.gradient_method, gradient_kwargs, self),
+            Component("region_method", self.region_method, region_kwargs, self),
+        )
 
     @overload
     def attribute(
@@ -460,10 +372,9 @@ class LayerFusionCAM(_Fusion):
             >>> details.union_weights.sum(1)
             tensor([1., 1.])
         """
+        components = self._components(gradient_kwargs, region_kwargs)
         fused = self._explain(
-            lambda passes, evaluations: self._fuse(
-                passes, evaluations, gradient_kwargs=gradient_kwargs, region_kwargs=region_kwargs
-            ),
+            lambda passes, evaluations: self._fuse_components(components, passes, evaluations),
             inputs,
             target,
             additional_forward_args,
@@ -472,19 +383,18 @@ class LayerFusionCAM(_Fusion):
             mask_inputs=mask_inputs,
             perturbations_per_eval=perturbations_per_eval,
             show_progress=show_progress,
-            gradients=self._shares_gradients(self.gradient_method, gradient_kwargs)
-            or self._shares_gradients(self.region_method, region_kwargs),
+            gradients=any(component.shares_gradients for component in components),
             grad_kwargs=grad_kwargs,
         )
         return self._with_details(fused, return_details)
 
-    def _fuse(self, passes: Passes, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
-        gradients = self._component_maps(
-            "gradient_method", self.gradient_method, kwargs.get("gradient_kwargs"), passes, evaluations
-        )
-        regions = self._component_maps(
-            "region_method", self.region_method, kwargs.get("region_kwargs"), passes, evaluations
-        )
+    def _fuse(self, passes: Passes, evaluations: list[LayerEvaluation]) -> list[_Fused]:
+        return self._fuse_components(self._components(), passes, evaluations)
+
+    def _fuse_components(
+        self, components: tuple[Component, Component], passes: Passes, evaluations: list[LayerEvaluation]
+    ) -> list[_Fused]:
+        gradients, regions = (component.maps(passes, evaluations) for component in components)
         return [
             [self._fuse_pair(gradient, region, passes) for gradient, region in zip(*pair, strict=True)]
             for pair in zip(gradients, regions, strict=True)
@@ -667,7 +577,7 @@ class LayerUnionCAM(_Fusion):
             torch.Size([2, 1, 8, 8])
         """
         fused = self._explain(
-            lambda passes, evaluations: self._fuse(passes, evaluations, region_kwargs=region_kwargs),
+            lambda passes, evaluations: self._fuse(passes, evaluations, region_kwargs),
             inputs,
             target,
             additional_forward_args,
@@ -686,10 +596,10 @@ class LayerUnionCAM(_Fusion):
             return torch.stack([first, second], 1)
         return super()._stage_weights(first, second)
 
-    def _fuse(self, passes: Passes, evaluations: list[LayerEvaluation], **kwargs: Any) -> list[_Fused]:
-        regions = self._component_maps(
-            "region_method", self.region_method, kwargs.get("region_kwargs"), passes, evaluations
-        )
+    def _fuse(
+        self, passes: Passes, evaluations: list[LayerEvaluation], region_kwargs: dict[str, Any] | None = None
+    ) -> list[_Fused]:
+        regions = Component("region_method", self.region_method, region_kwargs, self).maps(passes, evaluations)
         return [
             [
                 self._select(formulas.union_gradient_map(tensor, gradient, self.theta, self.alpha), region, passes)
@@ -699,7 +609,7 @@ class LayerUnionCAM(_Fusion):
         ]
 
     def _select(self, gradient: Tensor, region: Tensor, passes: Passes) -> tuple[Tensor, FusionDetails]:
-        gradient = self._input_space("layer", gradient, passes)
+        gradient = in_input_space("layer", gradient, passes)
         details, scores = self._union(gradient, gradient, region, passes)
         selected = self._contribution(*scores) > 0
         details = details._replace(selected=selected, fusion_weights=torch.stack([selected, ~selected], 1).to(region))
@@ -709,148 +619,6 @@ class LayerUnionCAM(_Fusion):
             winner = torch.where(selected, details.union_contribution, details.region_contribution)
             result = formulas.normalize(winner.to(result).reshape(shape) * result)
         return self._finish(result, details, passes)
-
-
-class GuidedFusionCAM(GradientAttribution, SeveralTargets):
-    """Guided Fusion-CAM: guided backpropagation multiplied by a fused map, for fine detail in the highlighted region.
-
-    The attribution is ``GuidedBackprop * Up(ReLU(map))``, in the input's space, signed. Captum's ``GuidedGradCam``
-    computes the same with Grad-CAM. Any layer attribution can replace the fusion.
-    Cost per example: that of the map, and one forward and one backward sample.
-
-    More details in the paper on guided Grad-CAM: R. R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep
-    Networks via Gradient-based Localization", ICCV 2017, https://arxiv.org/abs/1610.02391
-
-    Examples::
-
-        >>> from captum_fusion import GuidedFusionCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> guided = GuidedFusionCAM(model, model.stage4)
-        >>> guided.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
-        torch.Size([1, 3, 96, 96])
-    """
-
-    info = MethodInfo(
-        "guided-fusion-cam",
-        "fusion",
-        "K + 6, 2 b",
-        "after Selvaraju et al., ICCV 2017",
-        "https://arxiv.org/abs/1610.02391",
-        signed=True,
-        space="input",
-    )
-
-    @documented
-    def __init__(
-        self,
-        model: nn.Module,
-        layer: nn.Module,
-        device_ids: list[int] | None = None,
-        layer_method: LayerAttribution | None = None,
-        *,
-        score_fn: str | ScoreFn = "softmax",
-    ) -> None:
-        """Args:
-        model (Module): Network. Guided backpropagation requires its ReLUs to be modules.
-        layer (Module): Layer to explain, usually the last convolutional stage.
-        device_ids (list of int, optional): Order of the devices.
-            Default: None
-        layer_method (LayerAttribution, optional): Method that computes the map: any attribution to that layer.
-            Default: None (:class:`LayerFusionCAM` on ``layer``)
-        {score_fn}
-            Used by the default ``layer_method`` only.
-            Default: ``"softmax"``
-        """
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-        GradientAttribution.__init__(self, model)
-        default = LayerFusionCAM(model, layer, device_ids, score_fn=score_fn)
-        self.layer_method = default if layer_method is None else layer_method
-        if not isinstance(self.layer_method, LayerAttribution):
-            raise TypeError(f"layer_method must be a layer attribution, not {layer_method!r:.80}")
-        if self.layer_method.layer is not layer:
-            raise ValueError("layer must be the layer that layer_method explains")
-        self.guided_backprop = GuidedBackprop(model)
-
-    @classmethod
-    def get_name(cls) -> str:
-        """The class's name."""
-        return cls.__name__
-
-    @log_usage()
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Target = None,
-        additional_forward_args: Any = None,
-        attribute_to_layer_input: bool = False,
-        *,
-        layer_kwargs: dict[str, Any] | None = None,
-    ) -> Attributions:
-        """Explain a batch.
-
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): Inputs to explain. Dimension 0 is the batch of N examples.
-            target (int, tuple, Tensor or list, optional): Output to explain, in captum's format.
-                Default: None
-            additional_forward_args (Any, optional): Further arguments of the model.
-                Default: None
-            attribute_to_layer_input (bool, optional): Explain at the layer's input instead of its output.
-                Default: False
-            layer_kwargs (dict, optional): Further arguments of ``layer_method.attribute``.
-                Default: None
-
-        Returns:
-            *Tensor* or *tuple[Tensor, ...]* of **attributions**:
-            - **attributions** (*Tensor* or *tuple[Tensor, ...]*): Of the inputs' shapes, detached; zeros for inputs
-                with another number of spatial dimensions than the map. A tuple if ``inputs`` is one.
-
-        Raises:
-            AssertionError: If the target does not select one output per example.
-            ValueError: If the layer returns several tensors, or an input is not floating point.
-
-        Examples::
-
-            >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)).eval()
-            >>> guided = GuidedFusionCAM(net, net[1])
-            >>> guided.attribute(torch.rand(2, 3, 8, 8), target=[3, 7]).shape
-            torch.Size([2, 3, 8, 8])
-        """
-        call = Call.checked(self.forward_func, inputs, target, additional_forward_args, attribute_to_layer_input)
-        if not all(x.is_floating_point() for x in call.inputs):
-            raise ValueError(
-                "inputs must be floating point, because gradients are computed; pass other tensors in "
-                "additional_forward_args"
-            )
-        shared: dict[str, Any] = {"target": call.target, "additional_forward_args": call.arguments}
-        maps = call.attribute_with(
-            self.layer_method,
-            isinstance(_inner(self.layer_method), GradientAttribution),
-            isinstance(self.layer_method, CAM),
-            **{"attribute_to_layer_input": attribute_to_layer_input, **shared, **(layer_kwargs or {})},
-        )
-        if not isinstance(maps, Tensor):
-            raise ValueError(
-                f"layer_method must return one tensor, not a {type(maps).__name__}; choose a layer that returns one "
-                "tensor, and request no further results in layer_kwargs"
-            )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Setting backward hooks")  # captum removes them again
-            guided = call.attribute_with(self.guided_backprop, True, **shared)
-        weights = maps.detach().sum(1, keepdim=True).relu()
-        attributions = tuple(
-            (g.detach() * formulas.upsample(weights, x.shape[2:]).to(x)).to(x.dtype)
-            if x.dim() == weights.dim()
-            else torch.zeros_like(x)
-            for g, x in zip(guided if isinstance(guided, tuple) else (guided,), call.inputs, strict=True)
-        )
-        return attributions if isinstance(inputs, tuple) else attributions[0]
-
-
-def _gradient_component(given: Attribution | None, fusion: CAM) -> Attribution:
-    if given is None:
-        return LayerGradCam(fusion.forward_func, fusion.layer, fusion.device_ids)
-    return _checked_component("gradient_method", given)
 
 
 def _region_component(given: Attribution | None, max_evaluations: int | None, fusion: CAM) -> Attribution:
@@ -864,17 +632,4 @@ def _region_component(given: Attribution | None, max_evaluations: int | None, fu
         )
     if max_evaluations is not None:
         raise ValueError("max_evaluations is an option of the default region_method; give it to yours instead")
-    return _checked_component("region_method", given)
-
-
-def _checked_component(name: str, given: Attribution) -> Attribution:
-    if isinstance(given, type) or not callable(getattr(given, "attribute", None)):
-        raise TypeError(f"{name} must be an object with an attribute method, such as captum's, not {given!r:.80}")
-    return given
-
-
-def _inner(component: Attribution) -> Attribution:
-    """The method inside a NoiseTunnel, or inside nested ones."""
-    while isinstance(component, NoiseTunnel):
-        component = component.attribution_method
-    return component
+    return checked_component("region_method", given)
