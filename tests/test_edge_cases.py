@@ -171,6 +171,17 @@ def test_a_head_that_squeezes_single_samples(cls: Any) -> None:
     same(cls(model, model.relu2).attribute(x[:1]), cls(plain, plain.relu2).attribute(x[:1]))
 
 
+def test_a_network_that_squeezes_all_its_output(cls: Any) -> None:
+    """A single sample gives (classes,) instead of (1, classes), in passes with gradients as well."""
+
+    class Squeezes(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).squeeze()
+
+    model, plain, x = make(Squeezes), make(), images(2, 3, 8, 8)
+    same(cls(model, model.relu2).attribute(x, [0, 3]), cls(plain, plain.relu2).attribute(x, [0, 3]))
+
+
 @pytest.mark.filterwarnings("ignore:the model is in train mode")
 @pytest.mark.parametrize("live", [5, 8])
 def test_a_train_mode_that_rejects_single_samples(cls: Any, live: int) -> None:

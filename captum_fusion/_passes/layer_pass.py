@@ -53,6 +53,7 @@ def layer_pass(
     device_ids: list[int] | None = None,
     gradients: bool = False,
     grad_kwargs: dict[str, Any] | None = None,
+    dims: int = 1,
 ) -> LayerPass:
     """Run one forward pass and, if ``gradients`` is True, one backward pass to all layers.
 
@@ -63,6 +64,7 @@ def layer_pass(
         gradients (bool): Whether to compute the gradients of the target's raw output. Default: False
         grad_kwargs (dict, optional): Arguments of ``torch.autograd.grad``. With ``create_graph=True`` the result stays
             in the graph; otherwise it is detached.
+        dims (int): Known number of dimensions of the output. Default: 1
 
     Returns:
         LayerPass: Tensors of shape (N, K, *spatial) for each layer, and the output.
@@ -74,7 +76,7 @@ def layer_pass(
     """
 
     def run() -> LayerPass:
-        return _run(call, layers, device_ids, gradients, grad_kwargs or {})
+        return _run(call, layers, device_ids, gradients, grad_kwargs or {}, dims)
 
     if call.cache is None or grad_kwargs:
         return run()
@@ -88,14 +90,19 @@ def layer_pass(
 
 
 def _run(
-    call: Call, layers: list[nn.Module], device_ids: list[int] | None, gradients: bool, grad_kwargs: dict[str, Any]
+    call: Call,
+    layers: list[nn.Module],
+    device_ids: list[int] | None,
+    gradients: bool,
+    grad_kwargs: dict[str, Any],
+    dims: int,
 ) -> LayerPass:
     with grad_mode(gradients), _check_hooks(layers, call.attribute_to_layer_input):
         saved, raw = forward_with_layers(
             call.forward_func, call.inputs, layers, call.arguments, call.attribute_to_layer_input, gradients
         )
         _check_used(layers, saved)
-        output = call.check_output(raw, call.examples)
+        output = call.check_output(raw, call.examples, dims)
         call.check_target(output)
         order = {layer: device_order(call.forward_func, saved, layer, device_ids) for layer in layers}
         outputs = [gather_devices(saved[layer], order[layer]) for layer in layers]

@@ -267,8 +267,8 @@ class Passes:
             inputs = self.masking.perturbed(perturb, chunk_owners, numbers[chunk])
             target = None if targets is None else targets[numbers[chunk], chunk_owners]
             samples = self.call.of_samples(inputs, chunk_owners, target)
-            evaluations = layer_pass(samples, layers, device_ids, gradients, grad_kwargs).evaluations
-            return PerturbedPass(chunk_owners, numbers[chunk], evaluations)
+            result = layer_pass(samples, layers, device_ids, gradients, grad_kwargs, self.output.dim())
+            return PerturbedPass(chunk_owners, numbers[chunk], result.evaluations)
 
         first = self.masking.first
         pace = self.call.fixed_pace(owners, self.options.perturbations_per_eval, layout_of(first)) or TimedPace(
