@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from captum_fusion import LayerFusionCAM, LayerISCAM, LayerScoreCAM, LayerSSCAM, LayerUnionCAM, shared_work
+from captum_fusion.attr._bases import LayerTensor
 from captum_fusion.functional import ChannelSearch
 from captum_fusion.functional.channel_search import FEWEST
 from tests.networks import Counter, images
@@ -185,6 +187,25 @@ def test_one_channel() -> None:
     assert run(search, torch.tensor([3.0]).double()).tolist() == [3.0]
 
 
+def test_a_batch_larger_than_the_usual_number_of_candidates() -> None:
+    """Two sevenths of the budget, the first batch, are more than 256 channels."""
+    activations, gradients, masks = problem(1000, 2)
+    search = ChannelSearch(activations, gradients, 950)
+    run(search, masks[:, 0])
+    assert search.evaluations == 950
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_gradients_that_are_not_finite_count_as_0(value: float) -> None:
+    activations, gradients, masks = problem(40, 3)
+    broken, zero = gradients.clone(), gradients.clone()
+    broken[3], zero[3] = value, 0.0
+    scores = masks.square().sum(1)
+    assert torch.equal(
+        run(ChannelSearch(activations, broken, 20), scores), run(ChannelSearch(activations, zero, 20), scores)
+    )
+
+
 # ---- the methods
 
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -267,6 +288,32 @@ def test_searches_are_not_shared() -> None:
         together = [method.attribute(x, target) for target in (0, 1)]
     for first, second in zip(alone, together, strict=True):
         same(first, second)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("options", [{"max_evaluations": 12}, {"tolerance": 0.01}])
+def test_no_tensor_is_created_on_the_default_device(name: str, options: dict[str, Any]) -> None:
+    cls, others = METHODS[name]
+    model, x = network(), images(2, 3, 8, 8)
+    method = cls(model, model.relu, **others, **options)
+    expected, details = method.attribute(x, [0, 3], perturbations_per_eval=4, return_details=True)
+    with torch.device("meta"):
+        found, same_details = method.attribute(x, [0, 3], perturbations_per_eval=4, return_details=True)
+    same(found, expected)
+    assert torch.equal(same_details.evaluations, details.evaluations)
+
+
+class HalvedScoreCAM(LayerScoreCAM):
+    """Score-CAM with half of the values, to test that ``_map`` can be overridden."""
+
+    def _map(self, tensor: LayerTensor) -> Tensor:
+        return super()._map(tensor) / 2
+
+
+def test_a_subclass_can_override_map() -> None:
+    model, x = network(), images(2, 3, 8, 8)
+    full = LayerScoreCAM(model, model.relu).attribute(x, 1)
+    same(HalvedScoreCAM(model, model.relu).attribute(x, 1), full / 2)
 
 
 def test_dead_layers_and_tuples_of_layers() -> None:

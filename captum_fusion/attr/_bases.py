@@ -598,6 +598,11 @@ class ChannelScoresCAM(MaskedCAM):
         attribution = formulas.weighted_activations(tensor.activations, weights)
         return attribution.to(tensor.activations.dtype), details
 
+    def _maps_and_details(
+        self, passes: Passes, evaluations: list[LayerEvaluation]
+    ) -> list[list[tuple[Tensor, SearchDetails]]]:
+        return [[self._map_and_details(tensor) for tensor in tensors] for tensors in self._tensors(passes, evaluations)]
+
     @overload
     def attribute(
         self,
@@ -669,10 +674,8 @@ class ChannelScoresCAM(MaskedCAM):
             >>> attribution.shape, details.evaluations
             (torch.Size([2, 1, 6, 6]), tensor([4, 4]))
         """
-        layers = self._explain(
-            lambda passes, evaluations: [
-                [self._map_and_details(tensor) for tensor in tensors] for tensors in self._tensors(passes, evaluations)
-            ],
+        layers: list[Any] = self._explain(
+            self._maps_and_details if return_details else self._maps,
             inputs,
             target,
             additional_forward_args,
@@ -683,7 +686,7 @@ class ChannelScoresCAM(MaskedCAM):
             show_progress=show_progress,
         )
         if not return_details:
-            return self._result([tuple(attribution for attribution, _ in tensors) for tensors in layers])
+            return self._result(layers)
         pairs = [tuple(map(format_result, zip(*tensors, strict=True))) for tensors in layers]
         result: SearchedAttributions = self._per_layer(pairs)
         return result

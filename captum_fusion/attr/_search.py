@@ -109,17 +109,17 @@ def search_channels(
             for example in range(len(asked))
             if rank < len(asked[example])
         ]
-        examples = torch.tensor([example for example, _ in pairs])
+        examples = torch.tensor([example for example, _ in pairs], device="cpu")
         channels = torch.stack([channels_of[example][asked[example][rank]] for example, rank in pairs])
         scores = evaluate(examples.to(live.device), channels.to(live.device)).cpu()
         for example, search in enumerate(searches):
             if asked[example]:
                 search.tell(asked[example], scores[examples == example])
-    table = torch.zeros(live.shape, dtype=torch.double)
+    table = torch.zeros(live.shape, dtype=torch.double, device="cpu")
     for example, search in enumerate(searches):
         table[example, channels_of[example]] = search.scores()
     details = SearchDetails(
-        torch.tensor([search.evaluations for search in searches]),
-        torch.tensor([search.expected_error for search in searches], dtype=torch.double),
+        torch.tensor([search.evaluations for search in searches], device="cpu"),
+        torch.tensor([search.expected_error for search in searches], dtype=torch.double, device="cpu"),
     )
     return table, details

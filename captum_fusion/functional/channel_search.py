@@ -44,7 +44,8 @@ from captum_fusion.functional.maps import normalize
 _LENGTHS = (0.5, 0.75, 1.0, 1.5, 2.5, 4.0, math.inf)
 _SALIENCY, _SHIFT, _LINEAR = 0.5, 10.0, 2.0
 _NUGGET, _LINEAR_NUGGET = 1e-3, 1e-7
-#: Of the channels, those with the largest own error are candidates; the rest contribute their variances only.
+#: Of the channels, those with the largest own error are candidates; the rest contribute their variances only. A batch
+#: that is larger has as many candidates as channels.
 _CANDIDATES = 256
 #: A search with a tolerance stops when this multiple of the expected error is below it. On four ImageNet networks the
 #: common logarithm of real over expected error has a standard deviation of about 0.45, so the factor covers two.
@@ -77,7 +78,7 @@ class ChannelSearch:
 
     Args:
         activations (Tensor): Of shape ``(K, *spatial)``: the live channels.
-        gradients (Tensor): Of the same shape: gradients of the raw output.
+        gradients (Tensor): Of the same shape: gradients of the raw output. Values that are not finite count as 0.
         budget (int): The most channels to evaluate.
         weighting (str, optional): How scores become weights: ``"softmax"`` over channels, ``"probability"`` (the score
             itself), or ``"increase"`` (its positive difference to the baseline's score).
@@ -124,12 +125,12 @@ class ChannelSearch:
         self._tolerance = tolerance
         self._budget = min(budget, self._number)
         self._plan = _batches(self._budget, rounds)
-        self._chosen = torch.zeros(0, dtype=torch.long)
-        self._measured = torch.zeros(0, dtype=torch.double)
+        self._chosen = torch.zeros(0, dtype=torch.long, device="cpu")
+        self._measured = torch.zeros(0, dtype=torch.double, device="cpu")
         self._posterior: _Posterior | None = None
         self._error = math.inf if self._number else 0.0
         if self._number:
-            self._prepare(_flat(gradients))
+            self._prepare(_flat(gradients).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
     def _prepare(self, gradients: Tensor) -> None:
         """The metric of masks, the guess of their scores, and where large weights are expected."""
@@ -186,7 +187,7 @@ class ChannelSearch:
 
     def scores(self) -> Tensor:
         """The scores of all channels, (K,), float64: measured where they are known, else predicted."""
-        scores = torch.zeros(self._number, dtype=torch.double)
+        scores = torch.zeros_like(self._maps[:, 0])
         if self._posterior is not None:
             scores = torch.sigmoid(self._posterior.mean) if self._is_probability else self._posterior.mean.clone()
             if not self._measured.isfinite().any():
@@ -223,7 +224,7 @@ class ChannelSearch:
         finite = self._measured.isfinite()
         kept, values = self._chosen[finite], self._modelled(self._measured[finite])
         if not len(kept):
-            variance = torch.ones(self._number, dtype=torch.double)
+            variance = torch.ones_like(self._maps[:, 0])
             variance[self._chosen] = 0
             return _Posterior(torch.zeros_like(variance), variance, variance.new_zeros(self._number, 0), 1.0, 1.0)
         everything, centre = torch.arange(self._number, device="cpu"), values.mean()
@@ -282,18 +283,18 @@ class ChannelSearch:
         return moves * (slopes / power.sqrt())[:, None]
 
     def _candidates(
-        self, posterior: _Posterior, moves: Tensor, taken: Tensor, shift: float = _SHIFT
+        self, posterior: _Posterior, moves: Tensor, taken: Tensor, number: int = _CANDIDATES, shift: float = _SHIFT
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The channels with the largest own error, their prior covariance, and ``J^T S`` among them."""
         own = (moves.square().sum(1) * posterior.variance).masked_fill(taken, -1.0)
-        rows = own.topk(min(_CANDIDATES, self._number)).indices
+        rows = own.topk(min(max(_CANDIDATES, number), self._number)).indices
         prior = self._covariance(self._distances(rows, rows), posterior.length, rows, rows, shift)
         half = posterior.half[rows]
         cross = moves[rows].T @ prior - (moves[rows].T @ half) @ half.T
         return rows, prior, posterior.scale * cross
 
     def _taken(self) -> Tensor:
-        taken = torch.zeros(self._number, dtype=torch.bool)
+        taken = torch.zeros(self._number, dtype=torch.bool, device="cpu")
         taken[self._chosen] = True
         return taken
 
@@ -301,7 +302,7 @@ class ChannelSearch:
         self, posterior: _Posterior, moves: Tensor, taken: Tensor, number: int, shift: float = _SHIFT
     ) -> list[int]:
         """The channels that lower the expected error most, one after the other."""
-        rows, prior, cross = self._candidates(posterior, moves, taken, shift)
+        rows, prior, cross = self._candidates(posterior, moves, taken, number, shift)
         half, variance, free = posterior.half[rows], posterior.variance[rows], ~taken[rows]
         floor = 1e-9 * max(posterior.scale, 1e-300)
         picked: list[int] = []
@@ -322,7 +323,7 @@ class ChannelSearch:
 
     def _first(self, number: int) -> list[int]:
         """The first batch: the same rule under the prior, with weights guessed from the gradients."""
-        empty = torch.zeros(self._number, 0, dtype=torch.double)
+        empty = self._maps.new_zeros(self._number, 0)
         prior = _Posterior(empty.sum(1), 1 + _NUGGET + self._guess.square(), empty, 1.0, 1.0)
         weights = self._preference.softmax(0)
         return self._choose(prior, self._moves(weights, weights), self._taken(), number, shift=0.0)
