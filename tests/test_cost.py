@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -217,6 +218,29 @@ def test_nothing_is_timed_where_results_must_repeat(cls: Any, how: str, monkeypa
         torch.use_deterministic_algorithms(False)
     assert torch.equal(first, second)
     torch.testing.assert_close(first, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("cls", [LayerScoreCAM, LayerAblationCAM, LayerSmoothGradCAMPlusPlus])
+def test_chunks_of_large_batches_stay_small_where_nothing_is_timed(cls: Any) -> None:
+    counted = Counter(model := make())
+    cls(counted, model.conv2).attribute(images(6, 3, 8, 8), 1)
+    assert counted.largest <= 8, "the limit is for all examples together"
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_running_out_of_memory_halves_a_chunk_that_is_not_timed() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    small = OutOfMemory(model).eval()
+    same(LayerScoreCAM(small, model.conv2).attribute(x, 1), LayerScoreCAM(model, model.conv2).attribute(x, 1))
+    assert small.refused >= 1
 
 
 def test_the_clock_is_read_where_nothing_asks_for_repetition(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,9 +203,12 @@ class Call:
         self, owners: Tensor, limit: int | None, layout: torch.memory_format = torch.contiguous_format
     ) -> FixedPace | None:
         """A pace for the user's limit, or for a default limit if PyTorch must be deterministic; None otherwise."""
-        if limit is None and torch.are_deterministic_algorithms_enabled():
-            limit = FixedPace.DEFAULT_ON_CPU if self.device.type == "cpu" else FixedPace.DEFAULT_ELSEWHERE
-        return None if limit is None else FixedPace(owners, self.examples, limit, layout)
+        if limit is not None:
+            return FixedPace(owners, self.examples, limit, layout)
+        if not torch.are_deterministic_algorithms_enabled():
+            return None
+        samples = FixedPace.DEFAULT_ON_CPU if self.device.type == "cpu" else FixedPace.DEFAULT_ELSEWHERE
+        return FixedPace(owners, self.examples, max(1, samples // self.examples), layout, may_halve=True)
 
     def attribute_with(self, component: Any, differentiates: bool, ours: bool = False, **kwargs: Any) -> Any:
         """``component.attribute`` on this call's inputs.

@@ -38,20 +38,27 @@ class FixedPace:
         examples (int): Number of examples.
         limit (int): Maximum number of samples per example in one call of the network.
         layout (torch.memory_format): Memory layout of all samples.
+        may_halve (bool): Whether running out of memory halves the limit. Default: False
     """
 
-    #: The limit if none is given and nothing may be timed.
+    #: The number of samples of all examples if no limit is given and nothing may be timed.
     DEFAULT_ON_CPU = 8
     DEFAULT_ELSEWHERE = 64
 
-    def __init__(self, owners: Tensor, examples: int, limit: int, layout: torch.memory_format) -> None:
-        self._layout = layout
-        rank = torch.zeros_like(owners)
+    def __init__(
+        self, owners: Tensor, examples: int, limit: int, layout: torch.memory_format, may_halve: bool = False
+    ) -> None:
+        self._limit, self._layout, self._may_halve = limit, layout, may_halve
+        self._rank = torch.zeros_like(owners)
         for example in range(examples):
             owned = owners == example
-            rank[owned] = torch.arange(int(owned.sum()), device=owners.device)
-        _, counts = torch.unique_consecutive(rank // limit, return_counts=True)
-        self._stops = counts.cumsum(0).tolist()
+            self._rank[owned] = torch.arange(int(owned.sum()), device=owners.device)
+        self._stops = self._find_stops()
+
+    def _find_stops(self) -> list[int]:
+        _, counts = torch.unique_consecutive(self._rank // self._limit, return_counts=True)
+        stops: list[int] = counts.cumsum(0).tolist()
+        return stops
 
     def next(self, start: int) -> tuple[int, torch.memory_format]:
         return self._stops[bisect.bisect_right(self._stops, start)], self._layout
@@ -60,7 +67,11 @@ class FixedPace:
         pass
 
     def recover(self, error: RuntimeError, samples: int, layout: torch.memory_format) -> bool:
-        return False
+        if not self._may_halve or self._limit == 1 or not isinstance(error, torch.OutOfMemoryError):
+            return False
+        self._limit //= 2
+        self._stops = self._find_stops()
+        return True
 
     @staticmethod
     def now() -> float:
