@@ -320,10 +320,46 @@ def test_weights_of_a_network_inside_a_function(x: Tensor, kind: str) -> None:
     same(changed, method.attribute(x, 1))
 
 
+class Extractor:
+    """An object that holds a network."""
+
+    def __init__(self, body: Any) -> None:
+        self.body = body
+
+
+@pytest.mark.parametrize("kind", ["function", "list", "dict", "object", "partial"])
+def test_weights_of_a_network_in_several_parts(x: Tensor, kind: str) -> None:
+    """One part is found at once; changes of the other one, which is not in the closure itself, must be seen as well."""
+    model = make()
+    body, head = nn.Sequential(model.conv1, model.conv2), nn.Sequential(model.pool, nn.Flatten(), model.head)
+    bodies, named, extractor = [body], {"body": body}, Extractor(body)
+
+    def extract(given: Tensor) -> Tensor:
+        return body(given)
+
+    functions: dict[str, Any] = {
+        "function": lambda given: head(extract(given)),
+        "list": lambda given: head(bodies[0](given)),
+        "dict": lambda given: head(named["body"](given)),
+        "object": lambda given: head(extractor.body(given)),
+        "partial": functools.partial(lambda last, given: last(extract(given)), head),
+    }
+    method = LayerScoreCAM(functions[kind], model.conv2)
+    with shared_work() as saved:
+        first = method.attribute(x, 1)
+        method.attribute(x, 2)
+        assert saved.forward_samples >= 3 * 8
+        with torch.no_grad():
+            model.conv2.weight.mul_(-1)
+        changed = method.attribute(x, 1)
+    same(changed, method.attribute(x, 1))
+    assert not torch.allclose(changed, first)
+
+
 def test_a_function_whose_network_is_unknown_shares_nothing(x: Tensor) -> None:
     model = make()
-    networks = {"mine": model}
-    method = LayerScoreCAM(lambda given: networks["mine"](given), model.conv2)
+    nested = Extractor(Extractor(model))
+    method = LayerScoreCAM(lambda given: nested.body.body(given), model.conv2)
     with shared_work() as saved:
         first = method.attribute(x, 1)
         with torch.no_grad():

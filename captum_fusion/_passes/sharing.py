@@ -109,9 +109,9 @@ def shared_work() -> Iterator[SavedWork]:
     Within the block, layer passes, baseline samples, and the masked samples of Score-CAM, SS-CAM and IS-CAM run once.
     The masks of these methods do not depend on the target, so their samples are shared between targets, and between the
     methods on their own and inside fusions. Passes are shared between calls with identical objects as network, inputs,
-    arguments and baselines. In-place changes of tensors, including weights, are detected. Nothing is shared for
-    networks in train mode, or if the modules that ``forward_func`` calls cannot be determined. The outputs of masked
-    samples are kept until the end of the block, up to 128 MiB per method.
+    arguments and baselines. In-place changes of tensors, including weights, are detected, except through
+    ``tensor.data``. Nothing is shared for networks in train mode, or if no module that ``forward_func`` calls is found.
+    The outputs of masked samples are kept until the end of the block, up to 128 MiB per method.
 
     Yields:
         SavedWork: The work saved by sharing.
@@ -140,26 +140,38 @@ def shared_work() -> Iterator[SavedWork]:
 
 def weights_of(forward_func: Callable[..., Any]) -> list[Tensor] | None:
     """Parameters and buffers of the modules that a function calls; None if the modules are unknown."""
-    modules = list(_modules_of(forward_func))
+    modules = list(dict.fromkeys(_modules_of(forward_func, set())))
     if not modules:
         return None
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     return None if any(tensor.is_inference() for tensor in tensors) else tensors
 
 
-def _modules_of(value: Any) -> Iterable[nn.Module]:
-    """The modules that a callable is, is bound to or refers to."""
+def _modules_of(value: Any, seen: set[int]) -> Iterator[nn.Module]:
+    """The modules that a callable is, is bound to or refers to, directly or through functions and containers."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
     if isinstance(value, nn.Module):
-        return [value]
+        yield value
+        return
+    nested = (nn.Module, functools.partial, types.MethodType, types.FunctionType, list, tuple, dict)
+    for part in _parts_of(value):
+        if isinstance(part, nested):
+            yield from _modules_of(part, seen)
+        else:  # of other objects, such as a trainer, only the modules that are their attributes
+            yield from (held for held in getattr(part, "__dict__", {}).values() if isinstance(held, nn.Module))
+
+
+def _parts_of(value: Any) -> Iterable[Any]:
+    """The objects that a callable or a container holds."""
     if isinstance(value, functools.partial):
-        parts = [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, types.MethodType):
-        parts = [value.__self__, *vars(value.__self__).values()] if hasattr(value.__self__, "__dict__") else []
-    elif isinstance(value, types.FunctionType):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, types.MethodType):
+        return [value.__self__, *getattr(value.__self__, "__dict__", {}).values()]
+    if isinstance(value, types.FunctionType):
         names = inspect.getclosurevars(value)
-        parts = [*names.nonlocals.values(), *names.globals.values()]
-    else:
-        parts = list(getattr(value, "__dict__", {}).values())
-    nested = (functools.partial, types.MethodType)
-    modules = [module for part in parts if isinstance(part, (nn.Module, *nested)) for module in _modules_of(part)]
-    return dict.fromkeys(modules)
+        return [*names.nonlocals.values(), *names.globals.values()]
+    if isinstance(value, (list, tuple)):
+        return value
+    return list((value if isinstance(value, dict) else getattr(value, "__dict__", {})).values())

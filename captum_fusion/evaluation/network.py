@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_fusion import SavedWork, functional, layers, models, shared_work
+from captum_fusion._passes.pace import now
 from captum_fusion.evaluation import measures, methods, store
 from captum_fusion.evaluation.data import Example
 from captum_fusion.evaluation.fingerprints import fingerprint_of
@@ -322,19 +322,14 @@ class Meter:
 
     def __enter__(self) -> Meter:
         self._handle = self._model.register_forward_hook(self._count)
-        self._start = self._now()
+        self._start = now(self._device)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._handle.remove()
         if kind is None:
-            seconds = self._now() - self._start
+            seconds = now(self._device) - self._start
             self.costs = dict(zip(COSTS, (self._forward, self._backward, seconds), strict=True))
-
-    def _now(self) -> float:
-        if self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)
-        return time.perf_counter()
 
     def _count(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if inputs and isinstance(inputs[0], Tensor):
