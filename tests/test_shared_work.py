@@ -368,6 +368,18 @@ def test_a_function_whose_network_is_unknown_shares_nothing(x: Tensor) -> None:
     assert saved.forward_samples == 0
 
 
+def test_a_function_with_an_enclosed_variable_without_a_value(x: Tensor) -> None:
+    model = make()
+
+    def forward(given: Tensor) -> Tensor:
+        return model(given) if len(given) else later
+
+    results = LayerScoreCAM(forward, model.conv2).attribute_targets(x, [1, 2])
+    later = x
+    for result, target in zip(results, [1, 2], strict=True):
+        same(result, LayerScoreCAM(model, model.conv2).attribute(x, target))
+
+
 def test_rise_and_guided_fusion_explain_several_targets(x: Tensor) -> None:
     model = make()
     for method in (RISE(model, n_masks=8), GuidedFusionCAM(model, model.relu2)):

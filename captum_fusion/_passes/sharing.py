@@ -170,7 +170,10 @@ def _parts_of(value: Any) -> Iterable[Any]:
     if isinstance(value, types.MethodType):
         return [value.__self__, *getattr(value.__self__, "__dict__", {}).values()]
     if isinstance(value, types.FunctionType):
-        names = inspect.getclosurevars(value)
+        try:
+            names = inspect.getclosurevars(value)
+        except ValueError:  # an enclosed variable has no value
+            return []
         return [*names.nonlocals.values(), *names.globals.values()]
     if isinstance(value, (list, tuple)):
         return value
