@@ -52,7 +52,8 @@ def share(name: str, value: Any, or_zero: bool = True) -> float:
         ValueError: If it is not.
     """
     if not _is_finite(value) or not 0 <= value <= 1 or (value == 0 and not or_zero):
-        raise ValueError(f"{name} must be a number {'from' if or_zero else 'above'} 0 to 1, not {value!r}")
+        valid = "from 0 to 1" if or_zero else "above 0 and at most 1"
+        raise ValueError(f"{name} must be a number {valid}, not {value!r}")
     return float(value)
 
 

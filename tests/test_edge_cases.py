@@ -419,7 +419,7 @@ def test_bad_options() -> None:
                 cls(model, model.relu2, region_method=component)
     with pytest.raises(ValueError, match="alpha must be one of 'sum', 'count'"):
         LayerUnionCAM(model, model.relu2, alpha="mean")
-    with pytest.raises(ValueError, match="weighting must be one of 'softmax', 'increase'"):
+    with pytest.raises(ValueError, match="weighting must be one of 'softmax', 'probability', 'increase'"):
         LayerScoreCAM(model, model.relu2, weighting="normalized")
 
 

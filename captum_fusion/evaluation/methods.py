@@ -371,7 +371,7 @@ def fuses_stages(method: Any) -> bool:
 
 def _options_of(name: str) -> list[str]:
     """The constructor options of a method of the catalogue that can be written in a spec."""
-    taken = {"self", "forward_func", "model", "layer", "device_ids", "reshape", "method"}
+    taken = {"self", "forward_func", "model", "layer", "device_ids", "reshape"}
     names = inspect.signature(METHODS[name].cls.__init__).parameters
     return [option for option in names if option not in taken and not option.endswith("_method")]
 
