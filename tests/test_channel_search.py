@@ -181,6 +181,13 @@ def test_scores_that_are_not_finite() -> None:
     assert not ChannelSearch(activations[:0], gradients[:0], 20).ask()
 
 
+def test_one_measurement_says_nothing_of_the_error() -> None:
+    activations, gradients, masks = problem(10, 3)
+    search = ChannelSearch(activations, gradients, 1)
+    run(search, masks.sum(1))
+    assert search.expected_error == float("inf")
+
+
 def test_one_channel() -> None:
     activations, gradients, _ = problem(1, 3)
     search = ChannelSearch(activations, gradients, 56)

@@ -195,7 +195,7 @@ def test_list_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in lines[1:]] == list(METHODS)
     for line, method in zip(lines[1:], METHODS.values(), strict=True):
         assert method.info.cost in line
-        assert line.endswith(method.url)
+        assert line.endswith(method.info.url)
 
 
 @pytest.mark.parametrize("arguments", [["methods"], ["--help"]])
@@ -333,7 +333,7 @@ def test_a_name_that_several_classes_share(tmp_path: Path, capsys: pytest.Captur
 def test_a_binary_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = ("--model", "tests.test_command_line:one_output", "--target", "0", "--save-map")
     assert explain(tmp_path, PICTURE, *model) == 2
-    assert 'score_fn="softmax" over a single output column' in capsys.readouterr().err
+    assert 'score_fn="softmax" of a single output column' in capsys.readouterr().err
     assert explain(tmp_path, PICTURE, *model, "--score-fn", "sigmoid") == 0
     assert (tmp_path / f"{Path(PICTURE).stem}_fusion-cam.npy").exists()
 

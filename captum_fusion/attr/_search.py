@@ -21,7 +21,7 @@ class SearchDetails(NamedTuple):
     Attributes:
         evaluations: Number of channels whose masks were evaluated, int64, (N,).
         expected_error: Expected ``1 - correlation`` of the map with the map of all scores, float64, (N,). 0 where all
-            channels were evaluated.
+            channels were evaluated, infinity where fewer than two have a finite score.
     """
 
     evaluations: Tensor

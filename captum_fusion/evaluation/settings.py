@@ -308,7 +308,8 @@ def _merged(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
             changed = [(f"{key} {name!r}", entries[name], v) for name, v in value.items() if entries.get(name, v) != v]
             merged[key] = {**entries, **value}
         else:
-            changed = [(key, before[key], value)] if before.get(key, value) != value else []
+            old = before.get(key, "not recorded") if before else value
+            changed = [(key, old, value)] if old != value else []
             merged[key] = value
         for name, old, new in changed:
             raise ValueError(

@@ -156,7 +156,10 @@ class ChannelSearch:
 
     @property
     def expected_error(self) -> float:
-        """Expected ``1 - correlation`` of the map with the one from all scores; 0 where all are known."""
+        """Expected ``1 - correlation`` of the map with the one from all scores.
+
+        0 if all scores are known, infinity if fewer than two finite ones are.
+        """
         return self._error
 
     def ask(self) -> list[int]:
@@ -333,6 +336,8 @@ class ChannelSearch:
 
     def _expected_error(self, posterior: _Posterior) -> float:
         """``trace(J^T S J) / 2``; outside of the candidates, covariances are left out."""
+        if self._measured.isfinite().sum() < 2:
+            return math.inf  # one score says nothing of the scale of the others
         if not (posterior.variance > 0).any():
             return 0.0
         moves = self._moves(*self._weights(posterior))
