@@ -699,6 +699,15 @@ def test_a_label_stands_for_one_thing(tmp_path: Path) -> None:
     assert {row["method"] for row in found.rows} == {"f", "g"}
 
 
+def test_a_setting_that_was_not_recorded_counts_as_another_one(tmp_path: Path) -> None:
+    run(tmp_path, methods=["grad-cam"], metrics=["complexity"])
+    recorded = json.loads((tmp_path / "run.json").read_text())
+    assert recorded["run"].pop("explain") == "prediction"
+    (tmp_path / "run.json").write_text(json.dumps(recorded))
+    with pytest.raises(ValueError, match="made with explain = 'not recorded' and would now be made with 'prediction'"):
+        run(tmp_path, methods=["grad-cam"], metrics=["complexity"])
+
+
 def test_a_mistake_locks_no_folder(tmp_path: Path) -> None:
     for wrong in ({"methods": ["grad-can"]}, {"layer": "nowhere"}, {"model": small()._replace(class_names=["a"])}):
         with pytest.raises(ValueError, match=r"grad-can|nowhere|classes"):
