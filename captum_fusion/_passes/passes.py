@@ -81,9 +81,7 @@ class Passes:
 
             def clean() -> Tensor:
                 with grad_mode(False):
-                    output = call.forward(tuple(x.detach() for x in call.inputs))
-                    call.select(output, call.target)
-                    return output.clone()
+                    return call.forward(tuple(x.detach() for x in call.inputs)).clone()
 
             output = call.remember("clean", clean, call.examples)
             call.select(output, call.target)

@@ -67,11 +67,12 @@ class WorkCache:
                 Default: None
         """
         if key in self._results:
-            result, cost = self._results[key]
+            known: Result
+            known, cost = self._results[key]
             self.saved.forward_samples += cost.forward_samples
             self.saved.backward_samples += cost.backward_samples
             self.saved.seconds += cost.seconds
-            return result  # type: ignore[no-any-return]
+            return known
         start = now(device)
         result = compute()
         seconds = now(device) - start

@@ -39,7 +39,7 @@ from captum_fusion._passes.sharing import shared_work
 from captum_fusion._types import Attributions, Baselines, Layer, Reshape, Target, TensorOrTupleOfTensors
 from captum_fusion.attr._docs import documented
 from captum_fusion.attr._info import MethodInfo
-from captum_fusion.attr._search import SearchDetails, SearchOptions, search_channels
+from captum_fusion.attr._search import SearchDetails, SearchOptions, channel_weights, search_channels
 from captum_fusion.functional import ScoreFn
 
 Result = TypeVar("Result")
@@ -589,12 +589,7 @@ class ChannelScoresCAM(MaskedCAM):
             examples, channels = formulas.channel_pairs(live)
             scores = formulas.channel_table(live, examples, channels, evaluate(examples, channels))
             details = SearchDetails(live.sum(1).cpu(), torch.zeros(len(live), dtype=torch.double, device="cpu"))
-        if self.weighting == "softmax":
-            weights = formulas.softmax_weights(scores, live)
-        elif baseline is not None:
-            weights = formulas.increase_weights(scores, baseline.to(scores.device), live)
-        else:
-            weights = scores
+        weights = channel_weights(scores, live, self.weighting, baseline)
         attribution = formulas.weighted_activations(tensor.activations, weights)
         return attribution.to(tensor.activations.dtype), details
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_fusion._arguments import count, share
-from captum_fusion.functional import ChannelSearch
+from captum_fusion.functional import ChannelSearch, increase_weights, softmax_weights
 
 #: The most channels that a search with a tolerance alone evaluates.
 _CAP = 128
@@ -60,6 +60,16 @@ class SearchOptions(NamedTuple):
         if self.tolerance is not None:
             share("tolerance", self.tolerance, or_zero=False)
         return self
+
+
+def channel_weights(scores: Tensor, live: Tensor, weighting: str, baseline: Tensor | None = None) -> Tensor:
+    """Weights of the channels, (N, K), from their scores (N, K); the arguments are those of :func:`search_channels`."""
+    if weighting == "softmax":
+        return softmax_weights(scores, live)
+    if weighting == "increase":
+        assert baseline is not None, "the increase is over the baseline's score"
+        return increase_weights(scores, baseline.to(scores.device), live)
+    return scores
 
 
 def search_channels(

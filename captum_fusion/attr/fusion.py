@@ -269,10 +269,9 @@ class LayerFusionCAM(_Fusion):
         """
         _Fusion.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self._set_options(theta, weighting, authors_code, score_fn)
-        default = LayerGradCam(forward_func, layer, device_ids)
-        self.gradient_method = checked_component(
-            "gradient_method", default if gradient_method is None else gradient_method
-        )
+        if gradient_method is None:
+            gradient_method = LayerGradCam(forward_func, layer, device_ids)
+        self.gradient_method = checked_component("gradient_method", gradient_method)
         self.region_method = _region_component(region_method, max_evaluations, self)
 
     @property

@@ -76,8 +76,9 @@ class GuidedFusionCAM(GradientAttribution, SeveralTargets):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         GradientAttribution.__init__(self, model)
-        default = LayerFusionCAM(model, layer, device_ids, score_fn=score_fn)
-        self.layer_method = default if layer_method is None else layer_method
+        if layer_method is None:
+            layer_method = LayerFusionCAM(model, layer, device_ids, score_fn=score_fn)
+        self.layer_method = layer_method
         if not isinstance(self.layer_method, LayerAttribution):
             raise TypeError(f"layer_method must be a layer attribution, not {layer_method!r:.80}")
         if self.layer_method.layer is not layer:

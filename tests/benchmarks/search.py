@@ -23,7 +23,7 @@ from torchvision.transforms import functional as transforms
 from tqdm import tqdm
 
 from captum_fusion import LayerScoreCAM, functional, shared_work
-from captum_fusion.attr._search import SearchOptions, search_channels
+from captum_fusion.attr._search import SearchOptions, channel_weights, search_channels
 from tests.benchmarks.cost import SIZE, builders
 
 NETWORKS = {
@@ -91,12 +91,7 @@ def search(scored: Scored, weighting: str, options: SearchOptions) -> Found:
     table = scored.logits if weighting == "softmax" else scored.probabilities
 
     def full_map(scores: Tensor) -> Tensor:
-        if weighting == "softmax":
-            weights = functional.softmax_weights(scores, scored.live)
-        elif weighting == "increase":
-            weights = functional.increase_weights(scores, scored.baseline.to(scores), scored.live)
-        else:
-            weights = scores
+        weights = channel_weights(scores, scored.live, weighting, scored.baseline.to(scores))
         return functional.weighted_activations(scored.activations, weights).double().flatten()
 
     scores, details = search_channels(
