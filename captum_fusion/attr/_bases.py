@@ -9,6 +9,7 @@ base class                 for methods that                                     
 :class:`GradientCAM`       need one forward and one backward pass                       ``activations``, ``gradients``
 :class:`SampledCAM`        compute gradients at perturbed copies of the input           (implement ``_maps``)
 :class:`MaskedCAM`         score masked inputs                                          ``masked_scores(...)``
+:class:`DetailedCAM`       score masked inputs and can return how the map was found     ``masked_scores(...)``
 :class:`BackgroundCAM`     score masked inputs on a blurred background                  ``masked_scores(...)``
 :class:`ChannelScoresCAM`  weight channels by the score of one mask each, or search     (implement ``_evaluator``)
 :class:`RepeatedMasksCAM`  weight channels by the mean score of several masked inputs   (implement ``_changes``)
@@ -44,9 +45,9 @@ from captum_fusion.functional import ScoreFn
 
 Result = TypeVar("Result")
 
-#: The return type of ``attribute`` with ``return_details=True`` where channel scores may be searched for.
-_Searched = tuple[TensorOrTupleOfTensors, SearchDetails | tuple[SearchDetails, ...]]
-SearchedAttributions = _Searched | list[_Searched]
+#: The return type of :class:`DetailedCAM` with ``return_details=True``; details are NamedTuples of tensors.
+_WithDetails = tuple[TensorOrTupleOfTensors, Any]
+AttributionsWithDetails = _WithDetails | list[_WithDetails]
 
 #: Names of the masking options of ``attribute``.
 MASKING_OPTIONS = frozenset(MaskingOptions._fields)
@@ -537,65 +538,19 @@ class Changes(NamedTuple):
     samples: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
-class ChannelScoresCAM(MaskedCAM):
-    """Base class of methods with one score per channel. They can search for the scores instead of measuring all.
+class DetailedCAM(MaskedCAM):
+    """Base class of methods on masked inputs that can also return how the map was found.
 
-    A subclass implements ``_evaluator(tensor)``, which returns ``evaluate(examples, channels)``: scores (P,) of
-    (example, channel) pairs.
+    A subclass implements ``_map_and_details(tensor)``, which returns the map and a NamedTuple of per-example tensors.
     """
 
-    score_fn: str | ScoreFn
-    weighting = "probability"
-    _search = SearchOptions()
-
-    def _set_search(self, max_evaluations: int | None, tolerance: float | None) -> None:
-        self._search = SearchOptions(max_evaluations, tolerance).check()
-        self.uses_gradients = self._search.searches
-
-    @property
-    def max_evaluations(self) -> int | None:
-        """The most channels to evaluate in each example, or None."""
-        return self._search.max_evaluations
-
-    @property
-    def tolerance(self) -> float | None:
-        """The expected error of the map at which the search may end, or None."""
-        return self._search.tolerance
-
-    def _evaluator(self, tensor: LayerTensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def _map_and_details(self, tensor: LayerTensor) -> tuple[Tensor, Any]:
         raise NotImplementedError
 
     def _map(self, tensor: LayerTensor) -> Tensor:
         return self._map_and_details(tensor)[0]
 
-    def _map_and_details(self, tensor: LayerTensor) -> tuple[Tensor, SearchDetails]:
-        live = formulas.live_channels(tensor.activations)
-        evaluate, baseline = self._evaluator(tensor), None
-        if self.weighting == "increase":
-            baseline = tensor.baseline_scores(formulas.score_function(self.score_fn))
-        if self._search.searches:
-            scores, details = search_channels(
-                tensor.activations,
-                tensor.gradients,
-                live,
-                evaluate,
-                self._search,
-                weighting=self.weighting,
-                is_probability=self.weighting != "softmax" and self.score_fn in ("softmax", "sigmoid"),
-                baseline=baseline,
-            )
-            scores = scores.to(formulas.precise(tensor.activations[:0]))
-        else:
-            examples, channels = formulas.channel_pairs(live)
-            scores = formulas.channel_table(live, examples, channels, evaluate(examples, channels))
-            details = SearchDetails(live.sum(1).cpu(), torch.zeros(len(live), dtype=torch.double, device="cpu"))
-        weights = channel_weights(scores, live, self.weighting, baseline)
-        attribution = formulas.weighted_activations(tensor.activations, weights)
-        return attribution.to(tensor.activations.dtype), details
-
-    def _maps_and_details(
-        self, passes: Passes, evaluations: list[LayerEvaluation]
-    ) -> list[list[tuple[Tensor, SearchDetails]]]:
+    def _maps_and_details(self, passes: Passes, evaluations: list[LayerEvaluation]) -> list[list[tuple[Tensor, Any]]]:
         return [[self._map_and_details(tensor) for tensor in tensors] for tensors in self._tensors(passes, evaluations)]
 
     @overload
@@ -626,7 +581,7 @@ class ChannelScoresCAM(MaskedCAM):
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_details: Literal[True],
-    ) -> SearchedAttributions: ...
+    ) -> AttributionsWithDetails: ...
 
     @log_usage()
     @documented
@@ -642,18 +597,20 @@ class ChannelScoresCAM(MaskedCAM):
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_details: bool = False,
-    ) -> Attributions | SearchedAttributions:
+    ) -> Attributions | AttributionsWithDetails:
         """Explain a batch.
 
         Args:
             {shared_args}
             {masked_args}
-            return_details (bool, optional): Also return how the channel scores were found.
+            return_details (bool, optional): Also return how the map was found.
                 Default: False
 
         Returns:
             {layer_returns}
-            - **details** (:class:`SearchDetails` or a tuple of them): With ``return_details=True``, second in a pair.
+            - **details** (a NamedTuple of tensors or a tuple of them): With ``return_details=True``, second in a pair.
+                :class:`SearchDetails` of methods with one score per channel, :class:`RegressionDetails` of
+                :class:`LayerRegressionCAM`.
 
         Raises:
             {raises}
@@ -683,8 +640,62 @@ class ChannelScoresCAM(MaskedCAM):
         if not return_details:
             return self._result(layers)
         pairs = [tuple(map(format_result, zip(*tensors, strict=True))) for tensors in layers]
-        result: SearchedAttributions = self._per_layer(pairs)
+        result: AttributionsWithDetails = self._per_layer(pairs)
         return result
+
+
+class ChannelScoresCAM(DetailedCAM):
+    """Base class of methods with one score per channel. They can search for the scores instead of measuring all.
+
+    A subclass implements ``_evaluator(tensor)``, which returns ``evaluate(examples, channels)``: scores (P,) of
+    (example, channel) pairs.
+    """
+
+    score_fn: str | ScoreFn
+    weighting = "probability"
+    _search = SearchOptions()
+
+    def _set_search(self, max_evaluations: int | None, tolerance: float | None) -> None:
+        self._search = SearchOptions(max_evaluations, tolerance).check()
+        self.uses_gradients = self._search.searches
+
+    @property
+    def max_evaluations(self) -> int | None:
+        """The most channels to evaluate in each example, or None."""
+        return self._search.max_evaluations
+
+    @property
+    def tolerance(self) -> float | None:
+        """The expected error of the map at which the search may end, or None."""
+        return self._search.tolerance
+
+    def _evaluator(self, tensor: LayerTensor) -> Callable[[Tensor, Tensor], Tensor]:
+        raise NotImplementedError
+
+    def _map_and_details(self, tensor: LayerTensor) -> tuple[Tensor, SearchDetails]:
+        live = formulas.live_channels(tensor.activations)
+        evaluate, baseline = self._evaluator(tensor), None
+        if self.weighting == "increase":
+            baseline = tensor.baseline_scores(formulas.score_function(self.score_fn))
+        if self._search.searches:
+            scores, details = search_channels(
+                tensor.activations,
+                tensor.gradients,
+                live,
+                evaluate,
+                self._search,
+                weighting=self.weighting,
+                is_probability=self.weighting != "softmax" and self.score_fn in ("softmax", "sigmoid"),
+                baseline=baseline,
+            )
+            scores = scores.to(formulas.precise(tensor.activations[:0]))
+        else:
+            examples, channels = formulas.channel_pairs(live)
+            scores = formulas.channel_table(live, examples, channels, evaluate(examples, channels))
+            details = SearchDetails(live.sum(1).cpu(), torch.zeros(len(live), dtype=torch.double, device="cpu"))
+        weights = channel_weights(scores, live, self.weighting, baseline)
+        attribution = formulas.weighted_activations(tensor.activations, weights)
+        return attribution.to(tensor.activations.dtype), details
 
 
 class RepeatedMasksCAM(ChannelScoresCAM):
