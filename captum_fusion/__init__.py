@@ -17,6 +17,7 @@ from captum_fusion.attr.gradient import *
 from captum_fusion.attr.guided import *
 from captum_fusion.attr.integrative import *
 from captum_fusion.attr.region import *
+from captum_fusion.attr.regression import *
 from captum_fusion.attr.replacing import *
 from captum_fusion.attr.rise import *
 from captum_fusion.attr.sampled import *

@@ -20,7 +20,16 @@ from captum.attr import LayerGradCam, NoiseTunnel, Saliency
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCAM, LayerISCAM, LayerScoreCAM, LayerUnionCAM, metrics, models
+from captum_fusion import (
+    LayerFusionCAM,
+    LayerGroupCAM,
+    LayerISCAM,
+    LayerLayerCAM,
+    LayerScoreCAM,
+    LayerUnionCAM,
+    metrics,
+    models,
+)
 from captum_fusion.evaluation import METRICS, PRESETS, Example, Region, evaluate, open_dataset
 from captum_fusion.evaluation.data import as_dataset
 from captum_fusion.evaluation.methods import ExplainedLayers, Stage, build, fingerprint, parse, split
@@ -364,6 +373,24 @@ def test_stages_of_a_fusion() -> None:
         assert torch.allclose(built, plain, atol=1e-6) == (name == "fusion-cam"), "UnionCAM's gradients undenoised"
 
 
+def test_presets_and_components_of_a_fusion() -> None:
+    model, x = make(FlatHead), images(1, 3, 8, 8)
+    explained, defaults = ExplainedLayers(model, [model.conv2]), {"score_fn": "sigmoid"}
+    expected = {
+        "fusion-cam:preset=best": LayerFusionCAM.best(model, model.conv2, score_fn="sigmoid"),
+        "fusion-cam:preset=fast,theta=60": LayerFusionCAM.fast(model, model.conv2, theta=60, score_fn="sigmoid"),
+        "fusion-cam:gradient_method=layer-cam,region_method=group-cam": LayerFusionCAM(
+            model,
+            model.conv2,
+            gradient_method=LayerLayerCAM(model, model.conv2),
+            region_method=LayerGroupCAM(model, model.conv2, score_fn="sigmoid"),
+            score_fn="sigmoid",
+        ),
+    }
+    for spec, method in expected.items():
+        assert torch.allclose(build(spec, explained, defaults, {})(x, 1), method.attribute(x, 1), atol=1e-6), spec
+
+
 @pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require")
 def test_methods_and_metrics_of_ones_own(tmp_path: Path) -> None:
     def brightness(model: Any, layer: Any, inputs: Tensor, target: Any) -> Tensor:
@@ -456,6 +483,11 @@ class Asserting(Net):
         ({"methods": ["fusion-cat"]}, "no method 'fusion-cat'.*fusion-cam"),
         ({"methods": ["fusion-cam:teta=3"]}, "no option 'teta'.*theta"),
         ({"methods": ["fusion-cam:theta=300"]}, "theta must be a percentile"),
+        ({"methods": ["fusion-cam:preset=bets"]}, "fusion-cam: preset must be one of fast, best, not 'bets'"),
+        ({"methods": ["score-cam:preset=best"]}, "score-cam has no option 'preset'"),
+        ({"methods": ["fusion-cam:preset=best,max_evaluations=9"]}, "max_evaluations is set by LayerFusionCAM.best"),
+        ({"methods": ["union-cam:region_method=regresion-cam"]}, "no method 'regresion-cam'.*regression-cam"),
+        ({"metrics": ["average_drop:area=5"]}, "average_drop:area=5: area must be a number"),
         ({"methods": []}, "methods: there is none"),
         ({"methods": {"x": 3}}, "methods: '3' must be an attribution or a function"),
         ({"methods": ["captum.attr:Saliency:asb=False"]}, "methods: captum.attr:Saliency has no option 'asb'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from captum_fusion import LayerFusionCAM, LayerScoreCAM, functional, shared_work
+from captum_fusion import LayerFusionCAM, LayerScoreCAM, functional, metrics, shared_work
 from captum_fusion.metrics import (
     ADCC,
     adcc,
@@ -315,3 +316,43 @@ def test_errors_of_overall() -> None:
 def test_two_inputs_and_overall() -> None:
     x = (images(2, 3, 8, 8), images(2, 3, 12, 12), images(2, 5))
     assert overall(make(TwoInputs), x, torch.rand(2, 1, 4, 4), 1, steps=3).shape == (2,)
+
+
+# ---------------------------------------------------------------------------------------------------------- equal area
+
+
+def test_masks_with_an_area() -> None:
+    masks = (
+        torch.rand(3, 1, 20, 20, generator=torch.Generator().manual_seed(0))
+        ** torch.tensor([0.2, 1, 5])[:, None, None, None]
+    )
+    for area in (0.1, 0.25, 0.6):
+        fitted = functional.with_area(masks, area)
+        torch.testing.assert_close(fitted.flatten(1).mean(1), torch.full((3,), area), atol=1e-5, rtol=0)
+        assert (fitted.flatten(1).argsort(1) == masks.flatten(1).argsort(1)).all(), "a power keeps the order"
+    fitted = functional.with_area(masks, 0.25)
+    torch.testing.assert_close(functional.with_area(masks**3, 0.25), fitted, atol=1e-4, rtol=0)
+
+
+def test_masks_that_cannot_have_the_area() -> None:
+    masks = torch.tensor([[0.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
+    assert (functional.with_area(masks, 0.5) == masks).all()
+    assert (functional.with_area(torch.zeros(1, 4), 0.5) == 0).all()
+
+
+def test_confidences_at_an_area() -> None:
+    """The brightness of a constant picture is the mask's area."""
+    brightness, image = lambda x: x.mean((1, 2, 3)), torch.ones(2, 1, 4, 4)
+    maps = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    _, part = confidences(brightness, image, maps, area=0.3)
+    torch.testing.assert_close(part, torch.full((2,), 0.3, dtype=part.dtype), atol=1e-5, rtol=0)
+    expected_values = {average_drop: 70.0, metrics.average_increase: 0.0, metrics.average_gain: 0.0}
+    for metric, expected in expected_values.items():
+        values = metric(brightness, image, maps, area=0.3)
+        torch.testing.assert_close(values, torch.full((2,), expected, dtype=values.dtype), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("area", [0, 1, -0.1, 2, "0.5", math.nan])
+def test_bad_areas(area: Any) -> None:
+    with pytest.raises(ValueError, match="area must be a number"):
+        confidences(lambda x: x.mean((1, 2, 3)), torch.ones(1, 1, 4, 4), torch.rand(1, 1, 4, 4), area=area)

@@ -10,7 +10,18 @@ from typing import Any
 from captum.attr import Attribution, LayerGradCam
 from torch import nn
 
-from captum_fusion.attr import activation, fusion, gradient, guided, integrative, region, replacing, rise, sampled
+from captum_fusion.attr import (
+    activation,
+    fusion,
+    gradient,
+    guided,
+    integrative,
+    region,
+    regression,
+    replacing,
+    rise,
+    sampled,
+)
 from captum_fusion.attr._info import FAMILIES, MethodInfo
 
 
@@ -31,12 +42,13 @@ class Method:
         """The name on the command line."""
         return self.info.name
 
-    def build(self, model: Any, layers: Sequence[nn.Module], **options: Any) -> Any:
+    def build(self, model: Any, layers: Sequence[nn.Module], preset: str | None = None, **options: Any) -> Any:
         """Create an instance of the class.
 
         Args:
             model (callable): The network.
             layers (sequence of Module): Layers to explain. Methods that fuse layers use all of them, others the last.
+            preset (str, optional): One of ``info.presets``. Default: None (the constructor)
             options: Constructor options. Options that the class does not have are ignored.
 
         Returns:
@@ -54,7 +66,8 @@ class Method:
         if "layer" not in known:
             return self.cls(model, **kept)
         several = self.info.fuses_layers and len(layers) > 1
-        return self.cls(model, list(layers) if several else layers[-1], **kept)
+        make = self.cls if preset is None else getattr(self.cls, preset)
+        return make(model, list(layers) if several else layers[-1], **kept)
 
 
 #: All methods, by name.
@@ -91,7 +104,7 @@ def _register_all() -> None:
         "grad-cam", "gradient", "1, 1 b", "Selvaraju et al., ICCV 2017", "https://arxiv.org/abs/1610.02391", signed=True
     )
     entries: list[tuple[Any, MethodInfo]] = [(LayerGradCam, grad_cam)]
-    for module in (fusion, integrative, guided, gradient, sampled, region, replacing, rise, activation):
+    for module in (fusion, integrative, guided, gradient, sampled, region, regression, replacing, rise, activation):
         public = [value for name, value in vars(module).items() if name in module.__all__]
         entries += [(cls, cls.info) for cls in public if hasattr(cls, "info")]
     for cls, info in sorted(entries, key=lambda entry: FAMILIES.index(entry[1].family)):

@@ -25,11 +25,15 @@ from captum_fusion.attr._components import Component, checked_component, in_inpu
 from captum_fusion.attr._docs import documented
 from captum_fusion.attr._info import MethodInfo
 from captum_fusion.attr.region import LayerScoreCAM
+from captum_fusion.attr.regression import LayerRegressionCAM
 from captum_fusion.functional import ScoreFn
 
 __all__ = ["FusionDetails", "LayerFusionCAM", "LayerUnionCAM"]
 
 _WEIGHTINGS = ("normalized", "raw")
+
+#: Channels that ``LayerFusionCAM.fast`` evaluates.
+_FAST_EVALUATIONS = 56
 
 
 class FusionDetails(NamedTuple):
@@ -213,7 +217,8 @@ class LayerFusionCAM(_Fusion):
     Any captum attribution can be used as either component. Components of this package on the same layer and function,
     and captum's ``LayerGradCam``, share one layer pass.
     Cost per example with the default components: one forward and one backward sample, one masked sample per live
-    channel, and 4 further masked samples.
+    channel, and 4 further masked samples. The cost of the variants that :meth:`fast` and :meth:`best` create does not
+    depend on the number of channels.
 
     More details in the paper: H. Dekdegue, M. Garouani, J. Mothe, J. Bernigaud, "Fusion-CAM: Integrating Gradient and
     Region-Based Class Activation Maps for Robust Visual Explanations", 2026, https://arxiv.org/abs/2603.05386
@@ -229,7 +234,13 @@ class LayerFusionCAM(_Fusion):
     """
 
     info = MethodInfo(
-        "fusion-cam", "fusion", "K + 5, 1 b", "Dekdegue et al., 2026", "https://arxiv.org/abs/2603.05386", space="input"
+        "fusion-cam",
+        "fusion",
+        "K + 5, 1 b",
+        "Dekdegue et al., 2026",
+        "https://arxiv.org/abs/2603.05386",
+        space="input",
+        presets=("fast", "best"),
     )
 
     @documented
@@ -273,6 +284,74 @@ class LayerFusionCAM(_Fusion):
             gradient_method = LayerGradCam(forward_func, layer, device_ids)
         self.gradient_method = checked_component("gradient_method", gradient_method)
         self.region_method = _region_component(region_method, max_evaluations, self)
+
+    @classmethod
+    def fast(
+        cls, forward_func: Callable[..., Any], layer: Layer, device_ids: list[int] | None = None, **options: Any
+    ) -> LayerFusionCAM:
+        """Fusion-CAM with at most 61 forward samples per example, whatever the number of channels.
+
+        Score-CAM's channel scores are searched for with 56 evaluations; ``docs/faithfulness.md`` compares the maps with
+        those of all channels.
+        Cost per example: 61 forward samples and one backward sample.
+
+        Args:
+            forward_func (callable): As of the constructor.
+            layer (Module or list of Modules): As of the constructor. With a list of layers, each has its own search.
+            device_ids (list of int, optional): As of the constructor.
+                Default: None
+            options (Any): Other options of the constructor, except ``region_method`` and ``max_evaluations``.
+
+        Returns:
+            LayerFusionCAM: Called as any other.
+
+        Raises:
+            TypeError: If ``options`` contains an option that the preset sets, or that does not exist.
+
+        Examples::
+
+            >>> from captum_fusion import demo
+            >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+            >>> LayerFusionCAM.fast(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+            torch.Size([1, 1, 96, 96])
+        """
+        _free_of("fast", options, "region_method", "max_evaluations")
+        return cls(forward_func, layer, device_ids, max_evaluations=_FAST_EVALUATIONS, **options)
+
+    @classmethod
+    def best(
+        cls, forward_func: Callable[..., Any], layer: Layer, device_ids: list[int] | None = None, **options: Any
+    ) -> LayerFusionCAM:
+        """Fusion-CAM with the most faithful region component, :class:`LayerRegressionCAM`, instead of Score-CAM.
+
+        ``docs/faithfulness.md`` compares the maps with the published Fusion-CAM and other methods.
+        Cost per example: 517 forward samples and one backward sample, whatever the number of channels.
+
+        Args:
+            forward_func (callable): As of the constructor.
+            layer (Module or list of Modules): As of the constructor.
+            device_ids (list of int, optional): As of the constructor.
+                Default: None
+            options (Any): Other options of the constructor, except ``region_method`` and ``max_evaluations``.
+                ``score_fn`` also applies to the region component.
+
+        Returns:
+            LayerFusionCAM: Called as any other.
+
+        Raises:
+            TypeError: If ``options`` contains an option that the preset sets, or that does not exist.
+
+        Examples::
+
+            >>> from captum_fusion import demo
+            >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+            >>> LayerFusionCAM.best(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+            torch.Size([1, 1, 96, 96])
+        """
+        _free_of("best", options, "region_method", "max_evaluations")
+        shared = {name: options[name] for name in ("score_fn", "reshape") if name in options}
+        region_method = LayerRegressionCAM(forward_func, layer, device_ids, **shared)
+        return cls(forward_func, layer, device_ids, region_method=region_method, **options)
 
     @property
     def uses_gradients(self) -> bool:  # type: ignore[override]
@@ -632,3 +711,10 @@ def _region_component(given: Attribution | None, max_evaluations: int | None, fu
     if max_evaluations is not None:
         raise ValueError("max_evaluations is an option of the default region_method; give it to yours instead")
     return checked_component("region_method", given)
+
+
+def _free_of(preset: str, options: dict[str, Any], *names: str) -> None:
+    """Raise a TypeError if the options contain one that a preset sets."""
+    for name in names:
+        if name in options:
+            raise TypeError(f"{name} is set by LayerFusionCAM.{preset}; use LayerFusionCAM(...) to choose it")

@@ -339,6 +339,12 @@ def _catalogued(spec: MethodSpec, explained: ExplainedLayers, defaults: Mapping[
     if stage == "sum" and name == "union-cam":
         options["theta"] = 0  # its denoising is part of the gradient map
     layers = explained.stages if fuses_stages(name) and explained.stages else explained.layers
+    presets = METHODS[name].info.presets
+    if "preset" in options and options["preset"] not in presets:
+        raise ValueError(f"methods: {name}: preset must be one of {', '.join(presets)}, not {options['preset']!r}")
+    for component in _components_of(name):
+        if component in options:
+            options[component] = _component(options[component], explained, defaults)
     try:
         built = METHODS[name].build(explained.model, layers, **{**defaults, **options})
     except (ValueError, TypeError) as error:
@@ -371,9 +377,22 @@ def fuses_stages(method: Any) -> bool:
 
 def _options_of(name: str) -> list[str]:
     """The constructor options of a method of the catalogue that can be written in a spec."""
-    taken = {"self", "forward_func", "model", "layer", "device_ids", "reshape"}
-    names = inspect.signature(METHODS[name].cls.__init__).parameters
-    return [option for option in names if option not in taken and not option.endswith("_method")]
+    taken = {"self", "forward_func", "model", "layer", "device_ids", "reshape", "layer_method"}
+    options = [option for option in inspect.signature(METHODS[name].cls.__init__).parameters if option not in taken]
+    return options + (["preset"] if METHODS[name].info.presets else [])
+
+
+def _components_of(name: str) -> list[str]:
+    """The options of a fusion that take a method."""
+    return [option for option in ("gradient_method", "region_method") if option in _options_of(name)]
+
+
+def _component(name: Any, explained: ExplainedLayers, defaults: Mapping[str, Any]) -> Attribution:
+    """A fusion's component, by its name in the catalogue."""
+    if name not in METHODS:
+        raise unknown("method", str(name), METHODS)
+    built: Attribution = METHODS[name].build(explained.model, explained.layers, **defaults)
+    return built
 
 
 def takes(name: str, option: str) -> bool:

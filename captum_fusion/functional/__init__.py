@@ -69,7 +69,9 @@ from captum_fusion.functional.maps import (
     rise_masks,
     smooth_neighbours,
     upsample,
+    with_area,
 )
+from captum_fusion.functional.regression import antithetic_cells, cell_covariance, cell_regression, grid_means
 from captum_fusion.functional.scores import SCORE_FLOOR, ScoreFn, contribution, drop, gain, increase, score_function
 from captum_fusion.functional.super_resolution import affine_grids, coarsening, super_resolve
 
@@ -81,7 +83,10 @@ __all__ = [
     "ChannelSearch",
     "ScoreFn",
     "affine_grids",
+    "antithetic_cells",
     "at_least_float32",
+    "cell_covariance",
+    "cell_regression",
     "channel_pairs",
     "channel_table",
     "chunk_channels",
@@ -98,6 +103,7 @@ __all__ = [
     "gaussian_blur",
     "grad_cam",
     "grad_cam_plus_plus_weights",
+    "grid_means",
     "group_maps",
     "hires_cam",
     "increase",
@@ -127,5 +133,6 @@ __all__ = [
     "upsample",
     "weigh",
     "weighted_activations",
+    "with_area",
     "xgrad_cam_weights",
 ]

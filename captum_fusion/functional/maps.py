@@ -54,6 +54,36 @@ def normalize(maps: Tensor) -> Tensor:
     return torch.where(varying, (maps - low) / torch.where(varying, high - low, 1.0), 0.0)
 
 
+def with_area(masks: Tensor, area: float) -> Tensor:
+    """Masks raised to the power at which their mean is ``area``, one power per example.
+
+    Masks of different methods become comparable: a score under a mask grows with the mask's area. A power keeps the
+    order of the pixels.
+
+    Args:
+        masks (Tensor): Floating point, of shape (N, ...), in [0, 1].
+        area (float): Mean of the result, above 0 and below 1. The power is limited to the range from 1/64 to 64: a mask
+            with too many zeros or ones for the area keeps the nearest area that these powers give.
+
+    Returns:
+        Tensor: Of the same shape, float32 (float64 if ``masks`` is), in [0, 1]. Zeros stay 0, and ones stay 1.
+
+    Examples::
+
+        >>> with_area(torch.tensor([[0.0, 0.5, 1.0, 0.5]]), 0.5)
+        tensor([[0.0000, 0.5000, 1.0000, 0.5000]])
+        >>> with_area(torch.tensor([[0.5, 0.5]]), 0.25)
+        tensor([[0.2500, 0.2500]])
+    """
+    masks = at_least_float32(masks)
+    low, high = (torch.full((len(masks), *[1] * (masks.dim() - 1)), end, device=masks.device) for end in (-6.0, 6.0))
+    for _ in range(40):  # bisection of the power's logarithm, to the last bit of float32
+        middle = (low + high) / 2
+        too_large = (masks ** (2**middle)).flatten(1).mean(1).reshape(middle.shape) > area
+        low, high = torch.where(too_large, middle, low), torch.where(too_large, high, middle)
+    return masks ** (2 ** ((low + high) / 2)).to(masks)
+
+
 def varies(low: Tensor, high: Tensor) -> Tensor:
     """Whether a range exceeds the rounding noise of a constant."""
     span = high - low

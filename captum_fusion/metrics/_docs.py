@@ -30,6 +30,10 @@ mask_inputs (sequence of int, optional): The indices of the inputs that are mask
 normalize (bool, optional): Stretch the positive part of each map to [0, 1]. Otherwise the map must be in [0, 1]
     already.
     Default: True""",
+    "area": """\
+area (float, optional): Raise each mask to the power at which its mean is this
+    (:func:`captum_fusion.functional.with_area`), so that maps are compared at equal area.
+    Default: None (masks as they are)""",
     "mask_inputs": """\
 mask_inputs (sequence of int, optional): The indices of the inputs that are changed, all at the same pixels.
     Default: None (the first floating point input with spatial dimensions, and those of its rank)""",

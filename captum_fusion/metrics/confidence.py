@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_fusion import functional as formulas
+from captum_fusion._arguments import share
 from captum_fusion._passes.modes import no_inference_mode
 from captum_fusion._passes.passes import Passes
 from captum_fusion._types import Baselines, Target, TensorOrTupleOfTensors
@@ -36,6 +37,7 @@ def confidences(
     baselines: Baselines = 0,
     mask_inputs: Sequence[int] | None = None,
     normalize: bool = True,
+    area: float | None = None,
     score_fn: str | ScoreFn = "softmax",
     perturbations_per_eval: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -44,6 +46,7 @@ def confidences(
     Args:
         {args}
         {masking}
+        {area}
         {score_fn}
         {perturbations_per_eval}
 
@@ -61,6 +64,8 @@ def confidences(
         (torch.Size([2]), torch.Size([2]))
     """
     function = formulas.score_function(score_fn)
+    if area is not None and not 0 < share("area", area) < 1:
+        raise ValueError(f"area must be a number between 0 and 1, not {area!r}")
     passes = Passes.without_layer(
         forward_func,
         inputs,
@@ -72,6 +77,7 @@ def confidences(
     )
     with no_inference_mode():
         masks = as_masks(input_maps(attributions, passes.masking), normalize)
+        masks = masks if area is None else formulas.with_area(masks, area)
         return passes.clean_scores(function), scores_under(masks, passes, function)
 
 
@@ -86,6 +92,7 @@ def average_drop(
     baselines: Baselines = 0,
     mask_inputs: Sequence[int] | None = None,
     normalize: bool = True,
+    area: float | None = None,
     score_fn: str | ScoreFn = "softmax",
     perturbations_per_eval: int | None = None,
 ) -> Tensor:
@@ -98,6 +105,7 @@ def average_drop(
     Args:
         {args}
         {masking}
+        {area}
         {score_fn}
         {perturbations_per_eval}
 
@@ -122,6 +130,7 @@ def average_drop(
         baselines=baselines,
         mask_inputs=mask_inputs,
         normalize=normalize,
+        area=area,
         score_fn=score_fn,
         perturbations_per_eval=perturbations_per_eval,
     )
@@ -139,6 +148,7 @@ def average_increase(
     baselines: Baselines = 0,
     mask_inputs: Sequence[int] | None = None,
     normalize: bool = True,
+    area: float | None = None,
     score_fn: str | ScoreFn = "softmax",
     perturbations_per_eval: int | None = None,
 ) -> Tensor:
@@ -150,6 +160,7 @@ def average_increase(
     Args:
         {args}
         {masking}
+        {area}
         {score_fn}
         {perturbations_per_eval}
 
@@ -174,6 +185,7 @@ def average_increase(
         baselines=baselines,
         mask_inputs=mask_inputs,
         normalize=normalize,
+        area=area,
         score_fn=score_fn,
         perturbations_per_eval=perturbations_per_eval,
     )
@@ -191,6 +203,7 @@ def average_gain(
     baselines: Baselines = 0,
     mask_inputs: Sequence[int] | None = None,
     normalize: bool = True,
+    area: float | None = None,
     score_fn: str | ScoreFn = "softmax",
     perturbations_per_eval: int | None = None,
 ) -> Tensor:
@@ -203,6 +216,7 @@ def average_gain(
     Args:
         {args}
         {masking}
+        {area}
         {score_fn}
         {perturbations_per_eval}
 
@@ -227,6 +241,7 @@ def average_gain(
         baselines=baselines,
         mask_inputs=mask_inputs,
         normalize=normalize,
+        area=area,
         score_fn=score_fn,
         perturbations_per_eval=perturbations_per_eval,
     )
