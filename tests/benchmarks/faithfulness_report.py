@@ -204,8 +204,8 @@ def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: 
         lines += [
             f"### {method} minus Fusion-CAM, by network",
             "",
-            "Bold: better, significant at 5 % by paired t-tests with Holm's correction over the networks and the metrics",
-            "ins - del, AD and ROAD.",
+            "Bold: better, significant at 5 % by paired t-tests with Holm's correction over the networks and the",
+            "metrics ins - del, AD and ROAD.",
             f"Worse by more than the margins: {'; '.join(worse) if worse else 'nowhere'}.",
             "",
             *network_table(values, method),
