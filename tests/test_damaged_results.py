@@ -1,4 +1,4 @@
-"""Results that are damaged, of another format or of other pictures are measured again; one bad number is one bad cell."""
+"""Results that are damaged or of other pictures are measured again; one bad number is one bad cell."""
 
 from __future__ import annotations
 

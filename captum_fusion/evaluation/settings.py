@@ -275,7 +275,7 @@ def agree(output: Path, parts: Mapping[str, Mapping[str, Any]], has_rows: bool, 
         ValueError: If there are rows that depend on something else.
     """
     path = output / "run.json"
-    known = _read(path) if has_rows else {"format": FORMAT}
+    known: dict[str, Any] = _read(path) if has_rows else {"format": FORMAT}
     merged = {part: _merged(output, known.get(part), settings) for part, settings in parts.items()}
     kept = {**known, **merged}
     other = [f"{k} {v}" for k, v in known.get("versions", {}).items() if _versions().get(k) != v]
