@@ -715,7 +715,9 @@ class RepeatedMasksCAM(ChannelScoresCAM):
 
             composed = None if changes.samples is None else compose
             scores = tensor.masked_scores(masks, owners, score_fn, composed, share=not self._search.searches)
-            return torch.where(scores.isfinite(), scores, 0.0).reshape(-1, copies).mean(1)
+            scores = scores.reshape(-1, copies)
+            known = scores.isfinite()
+            return torch.where(known.any(1), torch.where(known, scores, 0.0).mean(1), torch.nan)
 
         return evaluate
 

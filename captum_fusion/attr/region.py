@@ -348,7 +348,7 @@ class LayerGroupCAM(BackgroundCAM):
         maps = formulas.group_maps(activations, labels, weights, number)
         if not self.authors_code:
             flat = maps.flatten(2)
-            maps = torch.where(flat > formulas.percentile(flat, self.theta), flat, 0.0).reshape(maps.shape)
+            maps = torch.where(flat <= formulas.percentile(flat, self.theta), 0.0, flat).reshape(maps.shape)
         live = formulas.live_channels(maps)
         examples, groups = formulas.channel_pairs(live)
         lowest, range_ = maps.new_zeros(len(examples)), maps.new_ones(len(examples))
@@ -467,4 +467,4 @@ class LayerDecomCAM(BackgroundCAM):
             return formulas.weighted_activations(maps, scores * formulas.softmax_weights(scores, live))
         scores = torch.where(scores < 1e-3, 0.0, scores)
         largest = scores.amax(1, keepdim=True)
-        return formulas.weighted_activations(maps, torch.where(largest > 0, scores / largest.clamp(min=1e-3), 0.0))
+        return formulas.weighted_activations(maps, torch.where(largest <= 0, 0.0, scores / largest.clamp(min=1e-3)))

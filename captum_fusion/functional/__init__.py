@@ -36,6 +36,7 @@ from captum_fusion.functional.channels import (
     weighted_activations,
 )
 from captum_fusion.functional.fusion import (
+    WEIGHT_FLOOR,
     contribution_weights,
     denoise,
     denoise_gradients,
@@ -78,6 +79,7 @@ __all__ = [
     "GROUPINGS",
     "SCORE_FLOOR",
     "SMOOTH_FUNCTIONS",
+    "WEIGHT_FLOOR",
     "ChannelSearch",
     "ScoreFn",
     "affine_grids",

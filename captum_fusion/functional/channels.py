@@ -313,7 +313,8 @@ def principal_components(activations: Tensor, number: int, center: bool = True) 
         center (bool): Whether to subtract each channel's mean first. Default: True
 
     Returns:
-        Tensor: Of shape ``(N, min(number, K, positions), *spatial)``, in descending order of singular values.
+        Tensor: Of shape ``(N, min(number, K, positions), *spatial)``, in descending order of singular values; NaN for
+        examples that are not finite.
 
     Examples::
 
@@ -323,9 +324,12 @@ def principal_components(activations: Tensor, number: int, center: bool = True) 
     """
     activations = at_least_float32(activations)
     table = precise(activations).flatten(2).transpose(1, 2)  # (N, positions, K)
+    broken = ~table.isfinite().flatten(1).all(1)[:, None, None]  # examples that have no decomposition
+    table = table.masked_fill(broken, 0.0)
     if center:
         table = table - table.mean(1, keepdim=True)
     left, values, _ = torch.linalg.svd(table, full_matrices=False)
     maps: Tensor = (left * values[:, None])[:, :, :number].transpose(1, 2)
     maps = maps * maps.gather(2, maps.abs().argmax(2, keepdim=True)).sign()
+    maps = maps.masked_fill(broken, math.nan)
     return maps.reshape(*maps.shape[:2], *activations.shape[2:]).to(activations.dtype)

@@ -29,7 +29,7 @@ def spatial_dims(tensor: Tensor) -> tuple[int, ...]:
 
 
 def normalize(maps: Tensor) -> Tensor:
-    """Min-max normalisation of each example to [0, 1]; a constant map gives zeros.
+    """Min-max normalisation of each example to [0, 1]; a constant map gives zeros, one that is not finite NaN.
 
     A map is treated as constant if its range is at most 1e-6 times its largest magnitude, because scaling it to [0, 1]
     would show only rounding errors. There is no additive epsilon, so the result does not depend on the map's scale.
@@ -51,7 +51,8 @@ def normalize(maps: Tensor) -> Tensor:
     dims = tuple(range(1, maps.dim()))
     low, high = maps.amin(dims, keepdim=True), maps.amax(dims, keepdim=True)
     varying = varies(low, high)
-    return torch.where(varying, (maps - low) / torch.where(varying, high - low, 1.0), 0.0)
+    constant = torch.where(low.isfinite() & high.isfinite(), 0.0, torch.nan)
+    return torch.where(varying, (maps - low) / torch.where(varying, high - low, 1.0), constant.to(maps.dtype))
 
 
 def varies(low: Tensor, high: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from captum_fusion._passes.passes import Passes
 from captum_fusion._types import Baselines, Target, TensorOrTupleOfTensors
 from captum_fusion.functional import ScoreFn
 from captum_fusion.metrics._docs import documented
-from captum_fusion.metrics._maps import input_maps, pixel_masks, pixel_ranks
+from captum_fusion.metrics._maps import input_maps, nan_where_undefined, pixel_masks, pixel_ranks
 
 
 class Preset(NamedTuple):
@@ -72,8 +72,8 @@ def deletion(
 ) -> Curve:
     """Deletion: pixels are replaced by the baseline, the most highlighted first. A lower area is better.
 
-    Pixels of equal value are replaced in reading order. From the paper: V. Petsiuk, A. Das, K. Saenko, "RISE",
-    BMVC 2018, https://arxiv.org/abs/1806.07421
+    Pixels of equal value are replaced in reading order. A map that is not finite gives NaN. From the paper: V. Petsiuk,
+    A. Das, K. Saenko, "RISE", BMVC 2018, https://arxiv.org/abs/1806.07421
 
     Args:
         {args}
@@ -267,5 +267,6 @@ def _curve(passes: Passes, attributions: Tensor, preset: Preset, score_fn: str |
     clean, base = passes.clean_scores(function), passes.baseline_scores(function)
     first, last = (clean, base) if shown_first else (base, clean)
     scores = torch.cat([first[:, None], between.to(first), last[:, None].to(first)], 1)
+    scores = nan_where_undefined(scores, flat)
     shares = torch.tensor([0, *counts, pixels], device=scores.device, dtype=scores.dtype) / pixels
     return Curve(torch.trapezoid(scores, shares, dim=1), shares, scores)

@@ -3,7 +3,7 @@
 A map that highlights everything keeps all of it. Report :func:`complexity`, the mask's area, beside these metrics, and
 insertion and deletion (:mod:`captum_fusion.metrics.causal`). :func:`~captum_fusion.metrics.coherency.adcc` combines
 area, confidence and coherency in one number. Score differences of at most 3e-5 of a score are rounding errors and count
-as 0 (:func:`captum_fusion.functional.contribution`).
+as 0 (:func:`captum_fusion.functional.contribution`). A map or score that is not finite gives NaN.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ def win_rate(
             formulas.drop(whole, scores_under(as_masks(maps, normalize), passes, function))
             for maps in (own_maps, other_maps)
         )
-        return 100 * (formulas.contribution(other, own) > 0).to(whole.dtype)
+        return formulas.increase(own, other)
 
 
 def complexity(attributions: Tensor, *, normalize: bool = True) -> Tensor:
