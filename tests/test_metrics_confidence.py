@@ -113,7 +113,9 @@ def test_coherency_by_hand() -> None:
         (row(0, 1, float("inf"), 2), float("nan")),
     ):
         explain = Explainer(again)
-        assert coherency(x, maps, 1, explanation_func=explain).tolist() == pytest.approx([(1 + r) / 2], abs=1e-6, nan_ok=True)
+        assert coherency(x, maps, 1, explanation_func=explain).tolist() == pytest.approx(
+            [(1 + r) / 2], abs=1e-6, nan_ok=True
+        )
         ((masked, kwargs),) = explain.calls
         assert masked.flatten().tolist() == [0, 0.75, 1.5, 3]
         assert kwargs == {"target": 1}

@@ -93,9 +93,9 @@ class Passes:
         baseline = self._baseline if options.keys() <= {"perturbations_per_eval"} else None
         return Passes(self.call, self.output, changed, self._rank, baseline)
 
-    def blurred(self, kernel_size: int, sigma: float) -> Passes:
+    def blurred(self, blur: Callable[[Tensor], Tensor]) -> Passes:
         """These passes with the blurred inputs as baselines."""
-        return self.with_options(baselines=self.masking.blurred_inputs(kernel_size, sigma))
+        return self.with_options(baselines=self.masking.blurred_inputs(blur))
 
     @property
     def examples(self) -> int:

@@ -114,23 +114,25 @@ def softmax_weights(scores: Tensor, live: Tensor) -> Tensor:
     return torch.where(live, weights, 0.0)
 
 
-def increase_weights(scores: Tensor, baseline: Tensor, live: Tensor) -> Tensor:
-    """ReLU of each live channel's increase in score over the baseline.
+def increase_weights(scores: Tensor, baseline: Tensor, live: Tensor, signed: bool = False) -> Tensor:
+    """Each live channel's increase in score over the baseline; 0 for a decrease, unless ``signed``.
 
     Args:
         scores (Tensor): Score of the input masked by each channel, of shape (N, K). Ignored for dead channels.
         baseline (Tensor): Score of the baseline, of shape (N,).
         live (Tensor): Live channels, bool, of shape (N, K), see :func:`live_channels`.
+        signed (bool): Whether a decrease has a negative weight. Default: False
 
     Returns:
-        Tensor: Of shape (N, K), non-negative.
+        Tensor: Of shape (N, K).
 
     Examples::
 
         >>> increase_weights(torch.tensor([[0.7, 0.1]]), torch.tensor([0.2]), torch.tensor([[True, True]]))
         tensor([[0.5000, 0.0000]])
     """
-    return torch.where(live, contribution(scores, baseline[:, None]).relu(), 0.0)
+    increases = contribution(scores, baseline[:, None])
+    return torch.where(live, increases if signed else increases.relu(), 0.0)
 
 
 def chunk_channels(activations: Tensor, groups: int) -> Tensor:

@@ -20,24 +20,22 @@ from captum_fusion.metrics._maps import input_maps, nan_where_undefined, pixel_m
 
 
 class Preset(NamedTuple):
-    """The steps of a paper's curves, and the Gaussian blur that its insertion begins with.
+    """The steps of a paper's curves, and the blur that its insertion begins with.
 
     Attributes:
         steps: The number of steps. All but the last change the same number of pixels, ``ceil(pixels / steps)``.
-        kernel_size: The size of the blur's kernel, in pixels.
-        sigma: The blur's standard deviation, in pixels.
+        blur: The blur of an input.
     """
 
     steps: int
-    kernel_size: int
-    sigma: float
+    blur: Callable[[Tensor], Tensor]
 
 
 #: RISE (224 pixels a step of a picture of 224 x 224), Group-CAM (224 * 8) and its later code (224 * 2).
 PRESETS = {
-    "rise": Preset(224, 11, 5.0),
-    "groupcam": Preset(28, 51, 50.0),
-    "groupcam_head": Preset(112, 51, 50.0),
+    "rise": Preset(224, formulas.rise_blur),
+    "groupcam": Preset(28, formulas.gaussian_blur),
+    "groupcam_head": Preset(112, formulas.gaussian_blur),
 }
 
 
@@ -129,7 +127,9 @@ def insertion(
 ) -> Curve:
     """Insertion: pixels of the original replace those of a blurred input, the most highlighted first. Higher is better.
 
-    The (normalised) input is blurred by a Gaussian with reflected borders. Otherwise as :func:`deletion`.
+    The (normalised) input is blurred as in the preset's code: ``"rise"`` by
+    :func:`captum_fusion.functional.rise_blur`, the others by :func:`captum_fusion.functional.gaussian_blur`. Any other
+    blurred input can be given as ``baselines``. Otherwise as :func:`deletion`.
 
     Args:
         {args}
@@ -239,7 +239,7 @@ def _check_start(name: str, baselines: Baselines | str) -> None:
 def _starting_at(passes: Passes, baselines: Baselines | str, preset: Preset) -> Passes:
     """The passes with baselines where insertion begins."""
     if isinstance(baselines, str):
-        return passes.blurred(preset.kernel_size, preset.sigma)
+        return passes.blurred(preset.blur)
     return passes.with_options(baselines=baselines)
 
 
