@@ -20,6 +20,7 @@ class MethodInfo(NamedTuple):
         signed: Whether the map has both signs. Default: False
         space: ``"layer"`` or ``"input"``, whichever has the same spatial size as the map. Default: ``"layer"``
         fuses_layers: Whether a list of layers is fused into one map. Default: False
+        note: What a reader must know before using the method; shown wherever it is listed. Default: ``""``
     """
 
     name: str
@@ -30,3 +31,4 @@ class MethodInfo(NamedTuple):
     signed: bool = False
     space: str = "layer"
     fuses_layers: bool = False
+    note: str = ""

@@ -115,9 +115,9 @@ class LayerReciproCAM(ReplacedCAM):
 
     For each position, the activations of all channels at all other positions are replaced by the baseline. The map
     holds the resulting scores, in the layer's space, not normalised. With ``gaussian=True`` the neighbours are kept as
-    well, weighted by a 3 x 3 kernel (``[1 2 1; 2 4 2; 1 2 1] / 16`` in two dimensions), as in OpenVINO's code. The
-    authors' code instead spreads the position's own activations over its neighbours.
-    Cost per example: one forward sample, and one sample from the layer on for each position.
+    well, weighted by a 3 x 3 kernel (``[1 2 1; 2 4 2; 1 2 1] / 16`` in two dimensions), as in OpenVINO's class for
+    vision transformers. The authors' code instead spreads the position's own activations over its neighbours. Cost per
+    example: one forward sample, and one sample from the layer on for each position.
 
     For a vision transformer (ViT-ReciproCAM), use the normalisation layer before the last block's attention, a
     ``reshape`` that keeps the class token, ``gaussian=True`` and ``score_fn="identity"``::
