@@ -308,13 +308,19 @@ def complexity(attributions: Tensor, *, normalize: bool = True) -> Tensor:
         Tensor: Of shape (N,), in [0, 1].
 
     Raises:
-        ValueError: If the map must be in [0, 1] and is not.
+        ValueError: If the map must be in [0, 1] and is not, or if there are three dimensions and more than one channel.
 
     Examples::
 
         >>> complexity(torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]]))
         tensor([0.2500])
     """
+    shape = tuple(attributions.shape)
+    if not 3 <= len(shape) <= 5 or (len(shape) == 3 and shape[1] != 1):
+        raise ValueError(
+            f"attributions must be of shape (N, channels, *spatial), not {shape}; with one spatial dimension, sum the "
+            "channels first, because (N, height, width) looks the same"
+        )
     maps = channel_sum(attributions)
     return as_masks(maps, normalize).flatten(1).mean(1)
 
