@@ -138,7 +138,7 @@ def output_of(name: str, model: nn.Module, inputs: Tensor) -> Tensor:
     """
     try:
         with torch.no_grad():
-            output = model(inputs)
+            output = model(inputs.clone())  # it may change its input in place
     except Exception as error:  # a network of the user's may raise anything
         raise ValueError(
             f"model: {name} does not take an input of shape {tuple(inputs.shape)} ({first_line(error)})"

@@ -77,7 +77,13 @@ def _is_ours(method: Method) -> bool:
 
 
 def _names(family: str) -> Iterable[str]:
-    return ((f"`{m.cls.__name__}`" if _is_ours(m) else f"captum's `{m.cls.__name__}`") for m in _of(family))
+    for m in _of(family):
+        name = f"`{m.cls.__name__}`" if _is_ours(m) else f"captum's `{m.cls.__name__}`"
+        yield name + _note(m)
+
+
+def _note(method: Method) -> str:
+    return f" ({method.info.note})" if method.info.note else ""
 
 
 def _methods_row(method: Method) -> tuple[str, ...]:
@@ -88,7 +94,7 @@ def _methods_row(method: Method) -> tuple[str, ...]:
     elif space == "input" and issubclass(method.cls, LayerAttribution):
         space += ", [0, 1]"
     shown = f"{{class}}`~captum_fusion.{name}`" if _is_ours(method) else f"captum's `{name}`"
-    return shown, f"`{info.name}`", info.family, info.cost, space, f"[{info.citation}]({info.url})"
+    return shown, f"`{info.name}`", info.family, info.cost, space, f"[{info.citation}]({info.url}){_note(method)}"
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -25,6 +25,7 @@ ScoreFn = str | Callable[[Tensor], Tensor]
 
 TIE = 1e-6
 SCORE_NOISE = 3e-5
+LEAST_SUM = 3e-4
 
 
 # ---------------------------------------------------------------------------------------------------------------- maps
@@ -196,10 +197,17 @@ def difference(p: float, p_b: float, weighting: str) -> float:
     return p - p_b
 
 
-def shares(first: float, second: float) -> tuple[float, float]:
-    """Weights clamped at 0 that sum to 1; equal if both are 0."""
-    first, second = max(first, 0.0), max(second, 0.0)
-    return (0.5, 0.5) if first + second == 0 else (first / (first + second), second / (first + second))
+def shares(p: float, q: float, p_b: float) -> tuple[float, float]:
+    """Weights of two scores over a baseline, clamped at 0, that sum to 1.
+
+    From ``SCORE_NOISE`` to ``LEAST_SUM`` of the scores, a straight line from equal weights to the shares.
+    """
+    first, second = max(p - p_b, 0.0), max(q - p_b, 0.0)
+    scale, total = max(abs(p), abs(q), abs(p_b)), first + second
+    if total <= SCORE_NOISE * scale:
+        return 0.5, 0.5
+    share, way = first / total, min((total / scale - SCORE_NOISE) / (LEAST_SUM - SCORE_NOISE), 1.0)
+    return 0.5 + way * (share - 0.5), 0.5 - way * (share - 0.5)
 
 
 def official_shares(first: float, second: float) -> tuple[float, float]:
@@ -229,18 +237,20 @@ def fusion_cam(
     region = min_max(upsample(region_low, size))
 
     p_b = score(model, baseline_input(x, baseline), target, score_fn)
-    b_d, b_r = difference(p(denoised), p_b, weighting), difference(p(region), p_b, weighting)
+    p_d, p_r = p(denoised), p(region)
+    b_d, b_r = difference(p_d, p_b, weighting), difference(p_r, p_b, weighting)
     if weighting == "normalized":
-        w_d, w_r = shares(b_d, b_r)
+        w_d, w_r = shares(p_d, p_r, p_b)
     elif weighting == "raw":
         w_d, w_r = b_d, b_r
     else:
         w_d, w_r = official_shares(b_d, b_r)
 
     union = min_max(w_d * denoised + w_r * region)
-    b_u = difference(p(union), p_b, weighting)
+    p_u = p(union)
+    b_u = difference(p_u, p_b, weighting)
     if weighting == "normalized":
-        v_u, v_r = shares(b_u, b_r)
+        v_u, v_r = shares(p_u, p_r, p_b)
     elif weighting == "raw":
         v_u, v_r = b_u, b_r
     else:
@@ -290,8 +300,9 @@ def union_cam(
     region = min_max(upsample(region_low, size))
 
     p_b = score(model, baseline_input(x, baseline), target, score_fn)
-    b_den, b_reg = difference(p(gradient), p_b, weighting), difference(p(region), p_b, weighting)
-    w_den, w_reg = shares(b_den, b_reg) if weighting == "normalized" else (b_den, b_reg)
+    p_den, p_reg = p(gradient), p(region)
+    b_den, b_reg = difference(p_den, p_b, weighting), difference(p_reg, p_b, weighting)
+    w_den, w_reg = shares(p_den, p_reg, p_b) if weighting == "normalized" else (b_den, b_reg)
     union = min_max(w_den * gradient + w_reg * region)
     b_dr = difference(p(union), p_b, weighting)
 

@@ -67,7 +67,10 @@ def score_with(
 
 
 def absent(activations: Map, baseline: Any) -> Map:
-    """A baseline for activations (K, *spatial): a number, or a tensor that broadcasts against (1, K, *spatial)."""
+    """A baseline for activations (K, *spatial): a number, a tensor that broadcasts against (1, K, *spatial), "mean"."""
+    if isinstance(baseline, str):
+        assert baseline == "mean"
+        return np.stack([np.full_like(channel, channel.sum() / channel.size) for channel in activations])
     if isinstance(baseline, Tensor):
         baseline = baseline.double().numpy()
     return np.broadcast_to(np.asarray(baseline, dtype=np.float64), (1, *activations.shape))[0].copy()
@@ -219,6 +222,7 @@ def is_cam(
     target: Target,
     n_steps: int = 10,
     cumulative: bool = False,
+    softmax: bool = False,
     *,
     score_fn: ScoreFn = "softmax",
     baseline: Tensor | float = 0.0,
@@ -233,6 +237,10 @@ def is_cam(
             shown = shown + i / n_steps if cumulative else i / n_steps
             scores.append(score(model, masked(x, shown * mask, baseline), target, score_fn))
         weights[k] = np.mean(scores)
+    if softmax:
+        live = [k for k in range(len(activations)) if not is_dead(activations[k])]
+        powers = np.exp(weights[live] - max(weights[live]))
+        weights[live] = powers / powers.sum()
     return relu(weighted_sum(weights, activations))
 
 
@@ -264,10 +272,12 @@ def group_cam(
     groups: Sequence[Sequence[int]],
     theta: float | None = 70.0,
     background: str = "blur",
+    signed: bool = True,
     *,
     score_fn: ScoreFn = "softmax",
     baseline: Tensor | float = 0.0,
 ) -> tuple[Map, dict[str, Any]]:
+    """The authors' code of June 2021 (cc85ed2), with ``theta=None, signed=False`` that of August 2021 (a7290b5)."""
     activations, gradients = layer_pass(model, layer, x, target)
     behind = blur(x) if background == "blur" else baseline_input(x, baseline)
     p_b = score(model, behind, target, score_fn)
@@ -285,7 +295,8 @@ def group_cam(
             contributions.append(0.0)
             continue
         p = score(model, masked(x, (up - low) / (high - low), behind), target, score_fn)
-        contributions.append(max(difference(p, p_b, "normalized"), 0.0))
+        gained = difference(p, p_b, "normalized")
+        contributions.append(gained if signed else max(gained, 0.0))
         total += contributions[-1] * (group_map if theta is None else (group_map - low) / (high - low))
     return relu(total), {"contributions": contributions, "baseline_score": p_b}
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
 from captum_fusion import functional as F
+from captum_fusion.metrics import insertion
 
 robust = settings(deadline=None, derandomize=True, max_examples=100)
 
@@ -369,3 +371,33 @@ def test_score_function_errors() -> None:
         F.score_function("logits")
     with pytest.raises(TypeError, match="score_fn"):
         F.score_function(None)  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------------------------------------------------- blurs
+
+
+def test_rise_blur_is_that_of_rises_code() -> None:
+    """The kernel: scipy's Gaussian filter of an impulse in a window of 11 pixels; a convolution padded with zeros."""
+    impulse = np.zeros((11, 11))
+    impulse[5, 5] = 1
+    kernel = scipy.ndimage.gaussian_filter(impulse, 5)
+    assert kernel.max() / kernel.min() == pytest.approx(1.14, abs=0.01), "not a truncated Gaussian, which has 2.72"
+    for shape in ((1, 3, 20, 31), (2, 1, 4, 7)):
+        x = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        expected = np.stack([[scipy.ndimage.convolve(c, kernel, mode="constant") for c in each] for each in x.numpy()])
+        np.testing.assert_allclose(F.rise_blur(x).numpy(), expected, atol=1e-12)
+    line, box = torch.randn(1, 2, 9), torch.randn(1, 1, 5, 6, 7)
+    assert (F.rise_blur(line).shape, F.rise_blur(box).shape) == (line.shape, box.shape)
+    assert F.rise_blur(line.bfloat16()).dtype == torch.float32
+
+
+def test_insertion_as_rise_starts_at_rises_blur() -> None:
+    x, maps = torch.rand(2, 3, 16, 16), torch.rand(2, 1, 16, 16)
+
+    def darkness(inputs: torch.Tensor) -> torch.Tensor:
+        return -(inputs - 0.5).square().mean((1, 2, 3))
+
+    scores = insertion(darkness, x, maps, preset="rise").scores
+    close(scores[:, 0].float(), darkness(F.rise_blur(x)), 1e-6)
+    own = insertion(darkness, x, maps, preset="rise", baselines=F.gaussian_blur(x, 11, 5.0)).scores
+    assert (scores[:, 0] - own[:, 0]).abs().min() > 1e-4

@@ -110,16 +110,18 @@ def test_coherency_by_hand() -> None:
         (row(5, 5, 5, 5), -1.0),
         (row(0, 0, 0, 0), -1.0),
         (row(-1, -2, -3, -4), -1.0),
-        (row(0, 1, float("nan"), 2), -1.0),
-        (row(0, 1, float("inf"), 2), -1.0),
+        (row(0, 1, float("nan"), 2), float("nan")),
+        (row(0, 1, float("inf"), 2), float("nan")),
     ):
         explain = Explainer(again)
-        assert coherency(x, maps, 1, explanation_func=explain).tolist() == pytest.approx([(1 + r) / 2], abs=1e-6)
+        assert coherency(x, maps, 1, explanation_func=explain).tolist() == pytest.approx(
+            [(1 + r) / 2], abs=1e-6, nan_ok=True
+        )
         ((masked, kwargs),) = explain.calls
         assert masked.flatten().tolist() == [0, 0.75, 1.5, 3]
         assert kwargs == {"target": 1}
     assert coherency(x, row(2, 2, 2, 2), explanation_func=Explainer(maps)).tolist() == [0], "a constant map"
-    assert coherency(x, row(0, float("nan"), 1, 2), explanation_func=Explainer(maps)).tolist() == [0]
+    assert coherency(x, row(0, float("nan"), 1, 2), explanation_func=Explainer(maps)).isnan().all()
     explain = Explainer(row(-1, 1, 2, 4))
     raw = coherency(x, row(0, 0.5, 1, 0), normalize=False, baselines=1.0, explanation_func=explain)
     assert raw.tolist() == pytest.approx([(1 + np.corrcoef([0, 0.5, 1, 0], [-1, 1, 2, 4])[0, 1]) / 2])

@@ -321,17 +321,31 @@ def test_is_cam_of_other_scores_and_baselines(score_fn: str, baseline: str, cumu
     )
 
 
-@pytest.mark.parametrize("theta", [70.0, 30.0, None])
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("cumulative", [False, True])
+def test_is_cam_with_a_softmax_over_channels(case: Network, cumulative: bool, softmax: bool) -> None:
+    """The weights of torchcam: the softmax of mean raw outputs, with the masks added up or not."""
+    model, layer, x, targets = case
+    weighting, fn = ("softmax", "softmax") if softmax else ("probability", "identity")
+    method = LayerISCAM(model, layer, n_steps=3, weighting=weighting, authors_code=cumulative, score_fn=fn)
+    compare(
+        method.attribute(x, targets),
+        lambda i: reference.is_cam(model, layer, split(x)[i], targets[i], 3, cumulative, softmax, score_fn="identity"),
+    )
+
+
+@pytest.mark.parametrize(("theta", "relu"), [(70.0, False), (70.0, True), (30.0, False), (None, True)])
 @pytest.mark.parametrize("background", ["blur", "baseline"])
 @pytest.mark.parametrize("groups", [1, 3, 5])
-def test_group_cam(case: Network, theta: float | None, background: str, groups: int) -> None:
+def test_group_cam(case: Network, theta: float | None, relu: bool, background: str, groups: int) -> None:
     model, layer, x, targets = case
-    options = {"authors_code": True} if theta is None else {"theta": theta}
+    options = {"authors_code": True} if theta is None else {"theta": theta, "relu_weights": relu}
     method = LayerGroupCAM(model, layer, groups=groups, background=background, **options)
     maps = method.attribute(x, targets)
     members = chunked(model, layer, x, groups)
     expected = [
-        reference.group_cam(model, layer, split(x)[i], t, members, theta, background) for i, t in enumerate(targets)
+        reference.group_cam(model, layer, split(x)[i], t, members, theta, background, not relu)
+        for i, t in enumerate(targets)
     ]
     for i, (each, _) in enumerate(expected):
         if each.any():
@@ -341,17 +355,23 @@ def test_group_cam(case: Network, theta: float | None, background: str, groups: 
 
 
 def test_group_cam_cases_cover_all_contributions() -> None:
-    """The cases have groups with and without a contribution and several with one, and theta and background matter."""
+    """The cases have groups of both signs and several with a contribution, and every option matters."""
     some = 0
     for build in CASES.values():
         model, layer, x, targets = build()
         for i, target in enumerate(targets):
             members = chunked(model, layer, x, 5)
             contributions = reference.group_cam(model, layer, split(x)[i], target, members)[1]["contributions"]
-            some += sum(c > 0 for c in contributions) > 1 and any(c == 0 for c in contributions)
+            some += sum(c > 0 for c in contributions) > 1 and any(c < 0 for c in contributions)
     assert some >= 3
     model, layer, x, targets = CASES["flat"]()
-    options: list[dict[str, Any]] = [{}, {"theta": 30.0}, {"authors_code": True}, {"background": "baseline"}]
+    options: list[dict[str, Any]] = [
+        {},
+        {"theta": 30.0},
+        {"relu_weights": True},
+        {"authors_code": True},
+        {"background": "baseline"},
+    ]
     maps = [LayerGroupCAM(model, layer, groups=3, **each).attribute(x, targets) for each in options]
     for other in maps[1:]:
         assert (maps[0] - other).abs().max() > 0.01 * maps[0].max()
@@ -475,13 +495,15 @@ def tiny() -> Network:
 
 
 @pytest.mark.parametrize("score_fn", ["softmax", "sigmoid", "callable"])
-@pytest.mark.parametrize("baseline", ["number", "full"])
+@pytest.mark.parametrize("baseline", ["number", "full", "mean"])
 def test_shap_cam_estimates_shapley_values(score_fn: str, baseline: str) -> None:
     model, layer, x, targets = tiny()
-    argument, bases = (these[baseline] for these in layer_baselines(model, layer, x))
+    arguments, of_examples = layer_baselines(model, layer, x)
+    given = {} if baseline == "mean" else {"baselines": arguments[baseline]}  # the mean is the default
+    bases = ["mean"] * len(x) if baseline == "mean" else of_examples[baseline]
     fn, n = SCORE_FNS[score_fn], 400
     maps, errors = LayerShapCAM(model, layer, n_samples=n, score_fn=fn, seed=1).attribute(
-        x, targets, baselines=argument, perturbations_per_eval=200, return_standard_error=True
+        x, targets, **given, perturbations_per_eval=200, return_standard_error=True
     )
     assert maps.shape == errors.shape == (3, 1, 2, 2)
     for i, target in enumerate(targets):
@@ -520,11 +542,14 @@ def test_shap_cam_of_an_additive_game_is_exact() -> None:
     maps, errors = LayerShapCAM(model, layer, n_samples=2, score_fn="identity").attribute(
         x, targets, return_standard_error=True
     )
-    compare(
-        maps,
-        lambda i: reference.linear_cam(model, layer, split(x)[i], targets[i], model.head.weight) / maps[i].numel(),
-    )
+    cams = [
+        reference.linear_cam(model, layer, split(x)[i], targets[i], model.head.weight) / maps[i].numel()
+        for i in range(len(x))
+    ]
+    compare(maps, lambda i: cams[i] - cams[i].mean())  # the baseline is each channel's mean
     assert errors.abs().max() < 1e-12
+    maps = LayerShapCAM(model, layer, n_samples=2, score_fn="identity").attribute(x, targets, baselines=0)
+    compare(maps, lambda i: cams[i])
 
 
 def test_shap_cam_gives_nothing_to_a_position_like_the_baseline() -> None:

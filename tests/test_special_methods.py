@@ -405,6 +405,11 @@ def test_seeds(build: Any) -> None:
 def test_ss_cam_without_noise_is_is_cam_of_one_step() -> None:
     model, x = make(), images(2, 3, 8, 8)
     expected = LayerISCAM(model, model.relu2, n_steps=1).attribute(x, [1, 3])
+    same(LayerScoreCAM(model, model.relu2, weighting="probability").attribute(x, [1, 3]), expected)
+    softmax = LayerScoreCAM(model, model.relu2).attribute(x, [1, 3])
+    same(LayerISCAM(model, model.relu2, n_steps=1, weighting="softmax").attribute(x, [1, 3]), softmax)
+    noiseless = LayerSSCAM(model, model.relu2, stdevs=0.0, n_samples=2, weighting="softmax")
+    same(noiseless.attribute(x, [1, 3]), softmax)
     weights = LayerScoreCAM(model, model.relu2, weighting="increase", score_fn=lambda o: o.softmax(1)).attribute(
         x, [1, 3]
     )

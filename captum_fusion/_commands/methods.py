@@ -26,7 +26,8 @@ def run(options: argparse.Namespace) -> None:
     """Print both tables."""
     table = [("method", "family", "samples", "paper", "")]
     table += [
-        (info.name, info.family, info.cost, info.citation, info.url) for info in (m.info for m in METHODS.values())
+        (info.name, info.family, info.cost, info.citation + f" ({info.note})" * bool(info.note), info.url)
+        for info in (m.info for m in METHODS.values())
     ]
     _print(table)
     print()

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from captum_fusion._captum import format_arguments, progress_bar, run_forward, select_target
 from captum_fusion._passes.masking import checked_inputs, take, usable
-from captum_fusion._passes.modes import grad_mode
+from captum_fusion._passes.modes import exclusive, grad_mode
 from captum_fusion._passes.pace import FixedPace, TimedPace
-from captum_fusion._passes.sharing import WorkCache, current_cache, weights_of
+from captum_fusion._passes.sharing import WorkCache, current_cache, is_data, weights_of
 from captum_fusion._types import Reshape, Target
 from captum_fusion.functional import ScoreFn
 
@@ -70,14 +70,17 @@ class Call:
         Raises:
             TypeError: If ``inputs`` are not tensors with a batch dimension.
             ValueError: If the batch is empty.
+            AssertionError: If a target is negative.
         """
         given = checked_inputs(inputs)
         arguments = format_arguments(additional_forward_args)
+        _check_sign(target)
         cache = None if training or any(x.is_inference() for x in given) else current_cache()
-        weights = None if cache is None else weights_of(forward_func)
+        weights = None if cache is None or not is_data((given, arguments)) else weights_of(forward_func)
         identity: Hashable = None
         if cache is not None and weights is not None:
-            identity = cache.key((forward_func, weights, given, arguments, attribute_to_layer_input))
+            called = cache.key((forward_func, given, arguments, attribute_to_layer_input))
+            identity = called, cache.key_of_weights(weights)
         with grad_mode(torch.is_grad_enabled()):
             return cls(
                 forward_func=forward_func,
@@ -137,9 +140,10 @@ class Call:
                 Default: None (the samples are the examples)
             dims (int): Known number of dimensions of the output. Default: 1
         """
-        arguments = self.arguments if owners is None else self.arguments_of(owners)
+        arguments = copied(self.arguments) if owners is None else self.arguments_of(owners)
         samples = self.examples if owners is None else len(owners)
-        return self.check_output(run_forward(self.forward_func, inputs, arguments), samples, dims)
+        with exclusive():
+            return self.check_output(run_forward(self.forward_func, inputs, arguments), samples, dims)
 
     def check_output(self, output: Any, samples: int, dims: int = 1) -> Tensor:
         """Check that an output has one entry per sample, and return it.
@@ -213,13 +217,16 @@ class Call:
     def attribute_with(self, component: Any, differentiates: bool, ours: bool = False, **kwargs: Any) -> Any:
         """``component.attribute`` on this call's inputs.
 
-        Captum's methods change flags of their inputs, so they get copies that share the data. Methods of this package
-        (``ours``) do not, and they share work only for identical input objects.
+        Captum's methods change flags of their inputs, and let the network change their values, so they get copies.
+        Methods of this package (``ours``) do neither.
         """
-        with grad_mode(torch.is_grad_enabled()):
+        with grad_mode(torch.is_grad_enabled()), exclusive():
             inputs = self.inputs
             if not ours:
-                inputs = tuple(x.detach().requires_grad_(differentiates and x.is_floating_point()) for x in inputs)
+                inputs = copied(tuple(x.detach() for x in inputs))
+                inputs = tuple(x.requires_grad_(differentiates and x.is_floating_point()) for x in inputs)
+                if "additional_forward_args" in kwargs:
+                    kwargs["additional_forward_args"] = copied(kwargs["additional_forward_args"])
             return component.attribute(inputs if len(inputs) > 1 else inputs[0], **kwargs)
 
     # ---- target and scores
@@ -257,4 +264,22 @@ class Call:
 
     def arguments_of(self, owners: Tensor) -> tuple[Any, ...] | None:
         """The additional arguments of some examples."""
-        return self.arguments and tuple(take(argument, owners, self.examples) for argument in self.arguments)
+        arguments = self.arguments and tuple(take(argument, owners, self.examples) for argument in self.arguments)
+        result: tuple[Any, ...] | None = copied(arguments)
+        return result
+
+
+def copied(values: tuple[Any, ...] | None) -> Any:
+    """A tuple with copies of the tensors, for a network that may change them in place; None for None."""
+    return values and tuple(value.clone() if isinstance(value, Tensor) else value for value in values)
+
+
+def _check_sign(target: Target) -> None:
+    """Refuse negative targets, which an output would count from its end or refuse, depending on their form."""
+    if isinstance(target, Tensor):
+        negative = bool((target < 0).any())
+    else:
+        numbers = target if isinstance(target, (tuple, list)) else (target,)
+        nested = [number for part in numbers for number in (part if isinstance(part, (tuple, list)) else (part,))]
+        negative = any(isinstance(number, int) and number < 0 for number in nested)
+    assert not negative, f"Target must not be negative: {target!r:.80}"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_fusion._captum import LayerTensors, device_order, forward_with_layers, gather_devices
-from captum_fusion._passes.call import Call
-from captum_fusion._passes.modes import grad_mode
+from captum_fusion._passes.call import Call, copied
+from captum_fusion._passes.modes import exclusive, grad_mode
 
 
 class LayerEvaluation(NamedTuple):
@@ -97,9 +97,10 @@ def _run(
     grad_kwargs: dict[str, Any],
     dims: int,
 ) -> LayerPass:
-    with grad_mode(gradients), _check_hooks(layers, call.attribute_to_layer_input):
+    with grad_mode(gradients), exclusive(), _check_hooks(layers, call.attribute_to_layer_input):
+        inputs, arguments = copied(call.inputs), copied(call.arguments)
         saved, raw = forward_with_layers(
-            call.forward_func, call.inputs, layers, call.arguments, call.attribute_to_layer_input, gradients
+            call.forward_func, inputs, layers, arguments, call.attribute_to_layer_input, gradients
         )
         _check_used(layers, saved)
         output = call.check_output(raw, call.examples, dims)

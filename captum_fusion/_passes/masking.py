@@ -12,7 +12,6 @@ from torch import Tensor
 from captum_fusion._arguments import count
 from captum_fusion._passes.pace import layout_of
 from captum_fusion._types import Baselines
-from captum_fusion.functional import gaussian_blur
 
 #: ``masks(chunk, size)``: the masks of the samples in a slice, (len(chunk), 1, *size), in [0, 1].
 Masks = Callable[[slice, Sequence[int]], Tensor]
@@ -173,11 +172,10 @@ class Masking:
             samples.append(perturb(index, take(x.detach(), owners), bases, copies).to(x))
         return tuple(samples)
 
-    def blurred_inputs(self, kernel_size: int, sigma: float) -> tuple[float | Tensor, ...]:
-        """The masked inputs blurred by a Gaussian, as baselines; 0 for inputs that are not masked."""
+    def blurred_inputs(self, blur: Callable[[Tensor], Tensor]) -> tuple[float | Tensor, ...]:
+        """The masked inputs blurred, as baselines; 0 for inputs that are not masked."""
         return tuple(
-            gaussian_blur(x.detach(), kernel_size, sigma).to(x.dtype) if index in self._masked else 0
-            for index, x in enumerate(self.inputs)
+            blur(x.detach()).to(x.dtype) if index in self._masked else 0 for index, x in enumerate(self.inputs)
         )
 
     def _which(self) -> list[int]:

@@ -1,8 +1,9 @@
-"""Gradient modes, and the train mode of a network."""
+"""Gradient modes, the train mode of a network, and threads."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +27,14 @@ def grad_mode(enabled: bool) -> Iterator[None]:
 def no_inference_mode() -> contextlib.AbstractContextManager[None]:
     """Leave a caller's inference mode and keep the gradient mode."""
     return grad_mode(torch.is_grad_enabled())
+
+
+_LOCK = threading.RLock()
+
+
+def exclusive() -> contextlib.AbstractContextManager[Any]:
+    """One pass at a time: hooks on a network would fire in the passes of other threads."""
+    return _LOCK
 
 
 def warn_if_training(forward_func: Any, layer: Layer) -> bool:

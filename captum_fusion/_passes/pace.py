@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import re
 import time
 
 import torch
@@ -26,6 +27,11 @@ def now(device: torch.device) -> float:
     if device.type not in ("cpu", "meta"):
         torch.accelerator.synchronize(device)
     return time.perf_counter()
+
+
+def _is_of_layout(error: RuntimeError) -> bool:
+    """Whether an error is about the memory layout of a tensor, as that of ``view`` after a convolution."""
+    return re.search(r"stride|contiguous|memory.?format|channels.?last", str(error), re.IGNORECASE) is not None
 
 
 class FixedPace:
@@ -162,7 +168,7 @@ class TimedPace:
             self._best = (float("inf"), self._size, self._layouts[0]) if self._best[1] > self._limit else self._best
             self._trials, self._times = [], {}
             return True
-        if layout is not torch.contiguous_format:
+        if layout is not torch.contiguous_format and _is_of_layout(error):
             self._layouts = [torch.contiguous_format]
             self._trials = [trial for trial in self._trials if trial is torch.contiguous_format]
             self._times.pop(layout, None)

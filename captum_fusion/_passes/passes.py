@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captum_fusion._passes.call import Call
+from captum_fusion._passes.call import Call, copied
 from captum_fusion._passes.layer_pass import LayerEvaluation, layer_pass
 from captum_fusion._passes.masking import Compose, Masking, MaskingOptions, Masks, Perturb, maskable_rank
 from captum_fusion._passes.modes import grad_mode, no_inference_mode, warn_if_training
@@ -81,7 +81,7 @@ class Passes:
 
             def clean() -> Tensor:
                 with grad_mode(False):
-                    return call.forward(tuple(x.detach() for x in call.inputs)).clone()
+                    return call.forward(copied(tuple(x.detach() for x in call.inputs))).clone()
 
             output = call.remember("clean", clean, call.examples)
             call.select(output, call.target)
@@ -93,9 +93,9 @@ class Passes:
         baseline = self._baseline if options.keys() <= {"perturbations_per_eval"} else None
         return Passes(self.call, self.output, changed, self._rank, baseline)
 
-    def blurred(self, kernel_size: int, sigma: float) -> Passes:
+    def blurred(self, blur: Callable[[Tensor], Tensor]) -> Passes:
         """These passes with the blurred inputs as baselines."""
-        return self.with_options(baselines=self.masking.blurred_inputs(kernel_size, sigma))
+        return self.with_options(baselines=self.masking.blurred_inputs(blur))
 
     @property
     def examples(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import inspect
 import types
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -11,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -82,17 +84,62 @@ class WorkCache:
         return result
 
     def key(self, value: Any) -> Hashable:
-        """Convert a value to a part of a key: numbers and strings by value, other objects by identity.
+        """Convert a value to a part of a key: data (see :func:`is_data`) by content, other objects by identity.
 
-        The key of a tensor changes when the tensor is changed in place. Objects are kept alive, so that their
-        identities remain unique.
+        Objects are kept alive, so that their identities remain unique.
         """
-        if value is None or isinstance(value, (bool, int, float, str, bytes, type)):
+        if value is None or isinstance(value, (*_PLAIN, type)):
             return value
         if isinstance(value, (tuple, list)):
             return tuple(self.key(item) for item in value)
+        if isinstance(value, dict):
+            return "dict", tuple((self.key(name), self.key(item)) for name, item in value.items())
+        if isinstance(value, np.ndarray) and is_data(value):
+            return "array", value.shape, str(value.dtype), _digest(value.tobytes())
+        if isinstance(value, Tensor) and is_data(value):
+            content = _digest(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            return "tensor", tuple(value.shape), value.dtype, value.device, value.requires_grad, content
         self._alive[id(value)] = value
-        return id(value), value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+        return id(value)
+
+    def key_of_weights(self, weights: list[Tensor]) -> Hashable:
+        """The key of a network's parameters and buffers: their identities, versions and samples of their values."""
+        self._alive.update((id(tensor), tensor) for tensor in weights)
+        parts: dict[torch.device, list[Tensor]] = {}
+        for tensor in weights:
+            # In the order of memory, so that a dense tensor of any layout is not copied.
+            strides = tensor.stride()
+            flat = (
+                tensor.detach().permute(sorted(range(tensor.dim()), key=strides.__getitem__, reverse=True)).reshape(-1)
+            )
+            step = max(1, flat.numel() // _SAMPLED)
+            parts.setdefault(tensor.device, []).append(flat[::step].contiguous().view(torch.uint8))
+        values = b"".join(torch.cat(of_device).cpu().numpy().tobytes() for of_device in parts.values())
+        return tuple((id(tensor), tensor._version, tensor.data_ptr()) for tensor in weights), _digest(values)
+
+
+#: Values that are compared by their value.
+_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+
+#: At least so many values of each parameter are compared, to detect changes through ``tensor.data``.
+_SAMPLED = 1024
+
+
+def is_data(value: Any) -> bool:
+    """Whether a value consists of numbers, texts, arrays and tensors only, so that it can be compared by content."""
+    if isinstance(value, (tuple, list)):
+        return all(map(is_data, value))
+    if isinstance(value, dict):
+        return all(is_data(name) and is_data(item) for name, item in value.items())
+    if isinstance(value, np.ndarray):
+        return not value.dtype.hasobject
+    if isinstance(value, Tensor):
+        return value.layout == torch.strided and not value.is_meta and not value.is_quantized
+    return value is None or isinstance(value, _PLAIN)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 _CACHE: ContextVar[WorkCache | None] = ContextVar("captum_fusion_shared_work", default=None)
@@ -109,9 +156,10 @@ def shared_work() -> Iterator[SavedWork]:
 
     Within the block, layer passes, baseline samples, and the masked samples of Score-CAM, SS-CAM and IS-CAM run once.
     The masks of these methods do not depend on the target, so their samples are shared between targets, and between the
-    methods on their own and inside fusions. Passes are shared between calls with identical objects as network, inputs,
-    arguments and baselines. In-place changes of tensors, including weights, are detected, except through
-    ``tensor.data``. Nothing is shared for networks in train mode, or if no module that ``forward_func`` calls is found.
+    methods on their own and inside fusions. Passes are shared between calls with the same network and equal inputs,
+    arguments and baselines; of weights a change of any tensor is detected (through ``tensor.data``: of most of its
+    values). Nothing is shared for networks in train mode, if no module that ``forward_func`` calls is found, or if the
+    arguments are other objects than numbers, texts, arrays, tensors and containers of these.
     The outputs of masked samples are kept until the end of the block, up to 128 MiB per method.
 
     Yields:
@@ -145,7 +193,7 @@ def weights_of(forward_func: Callable[..., Any]) -> list[Tensor] | None:
     if not modules:
         return None
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    return None if any(tensor.is_inference() for tensor in tensors) else tensors
+    return None if any(tensor.is_inference() or not is_data(tensor) for tensor in tensors) else tensors
 
 
 def _modules_of(value: Any, seen: set[int]) -> Iterator[nn.Module]:

@@ -49,6 +49,9 @@ Result = TypeVar("Result")
 _WithDetails = tuple[TensorOrTupleOfTensors, Any]
 AttributionsWithDetails = _WithDetails | list[_WithDetails]
 
+#: Values of removed activations: as for inputs, or ``"mean"``, each channel's mean over space.
+LayerBaselines = Baselines | Literal["mean"]
+
 #: Names of the masking options of ``attribute``.
 MASKING_OPTIONS = frozenset(MaskingOptions._fields)
 
@@ -232,7 +235,7 @@ class CAM(LayerAttribution, SeveralTargets):
         return [tuple(self._map(tensor).to(tensor.activations.dtype) for tensor in tensors) for tensors in layers]
 
     def _tensors(
-        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines | None = None
+        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: LayerBaselines | None = None
     ) -> list[list[LayerTensor]]:
         """The tensors of each layer. ``baselines`` are the values of removed activations."""
         return [
@@ -506,7 +509,7 @@ class BackgroundCAM(MaskedCAM):
     """Base class of methods whose masked inputs show a blurred input (or the baseline) where a mask is 0."""
 
     background: str
-    _blur = (51, 50.0)  # kernel size and standard deviation, in pixels
+    _blur: Callable[[Tensor], Tensor] = staticmethod(formulas.gaussian_blur)
 
     def _set_background(self, background: str) -> None:
         self.background = choice("background", background, ("blur", "baseline"))
@@ -521,7 +524,7 @@ class BackgroundCAM(MaskedCAM):
 
     def _maps(self, passes: Passes, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:
         if self.background == "blur":
-            passes = passes.blurred(*self._blur)
+            passes = passes.blurred(self._blur)
         return MaskedCAM._maps(self, passes, evaluations)
 
 
@@ -546,6 +549,10 @@ class DetailedCAM(MaskedCAM):
 
     def _map_and_details(self, tensor: LayerTensor) -> tuple[Tensor, Any]:
         raise NotImplementedError
+
+    def _channel_score_fn(self) -> ScoreFn:
+        """The score function of the masked samples: softmax weights are of raw outputs."""
+        return formulas.score_function("identity" if self.weighting == "softmax" else self.score_fn)
 
     def _map(self, tensor: LayerTensor) -> Tensor:
         return self._map_and_details(tensor)[0]
@@ -711,7 +718,7 @@ class RepeatedMasksCAM(ChannelScoresCAM):
 
     def _evaluator(self, tensor: LayerTensor) -> Callable[[Tensor, Tensor], Tensor]:
         activations, copies, changes = tensor.activations, self.copies, self._changes()
-        score_fn = formulas.score_function(self.score_fn)
+        score_fn = self._channel_score_fn()
 
         def evaluate(examples: Tensor, channels: Tensor) -> Tensor:
             owners, picked = examples.repeat_interleave(copies), channels.repeat_interleave(copies)
@@ -726,7 +733,9 @@ class RepeatedMasksCAM(ChannelScoresCAM):
 
             composed = None if changes.samples is None else compose
             scores = tensor.masked_scores(masks, owners, score_fn, composed, share=not self._search.searches)
-            return torch.where(scores.isfinite(), scores, 0.0).reshape(-1, copies).mean(1)
+            scores = scores.reshape(-1, copies)
+            known = scores.isfinite()
+            return torch.where(known.any(1), torch.where(known, scores, 0.0).mean(1), torch.nan)
 
         return evaluate
 
@@ -749,7 +758,7 @@ class ReplacedCAM(CAM, PerturbationAttribution):
         additional_forward_args: Any = None,
         attribute_to_layer_input: bool = False,
         *,
-        baselines: Baselines = 0,
+        baselines: LayerBaselines = 0,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
     ) -> Attributions:
@@ -785,12 +794,12 @@ class ReplacedCAM(CAM, PerturbationAttribution):
         return self._result(maps)
 
     def _maps(
-        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines = 0
+        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: LayerBaselines = 0
     ) -> list[tuple[Tensor, ...]]:
         return self._map_each(self._tensors(passes, evaluations, baselines))
 
     def _tensors(
-        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines = 0
+        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: LayerBaselines = 0
     ) -> list[list[LayerTensor]]:
         return CAM._tensors(self, passes, evaluations, 0 if baselines is None else baselines)
 
@@ -801,7 +810,7 @@ def checked_score_fn(score_fn: str | ScoreFn) -> str | ScoreFn:
     return score_fn
 
 
-def _absent(baselines: Baselines, index: int, activations: tuple[Tensor, ...]) -> Tensor:
+def _absent(baselines: LayerBaselines, index: int, activations: tuple[Tensor, ...]) -> Tensor:
     """The baseline of one tensor of the layer, expanded to its shape."""
     tensor = activations[index]
     if isinstance(baselines, tuple):
@@ -813,6 +822,10 @@ def _absent(baselines: Baselines, index: int, activations: tuple[Tensor, ...]) -
         baselines = baselines[index]
     if baselines is None:
         baselines = 0
+    if isinstance(baselines, str):
+        choice("baselines", baselines, ("mean",))
+        mean = formulas.at_least_float32(tensor).flatten(2).mean(2).to(tensor.dtype)
+        return mean.reshape(*mean.shape, *[1] * (tensor.dim() - 2)).expand_as(tensor)
     if isinstance(baselines, Tensor):
         try:
             return baselines.detach().to(tensor).expand_as(tensor)

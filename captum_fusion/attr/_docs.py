@@ -46,10 +46,10 @@ show_progress (bool, optional): Show a progress bar that counts the copies.
     Default: False"""
 
 _REPLACED_ARGS = """\
-baselines (float, Tensor, tuple or None, optional): Values of removed activations: a number, or a tensor that
-    broadcasts against the layer's activations ``(N, K, *spatial)``. If the layer returns several tensors, a tuple
-    with one of these for each.
-    Default: 0
+baselines (float, Tensor, str, tuple or None, optional): Values of removed activations: a number, a tensor that
+    broadcasts against the layer's activations ``(N, K, *spatial)``, or ``"mean"``, each channel's mean over space. If
+    the layer returns several tensors, a tuple with a number or tensor for each, or ``"mean"`` for all.
+    Default: 0, of :class:`~captum_fusion.LayerShapCAM` ``"mean"``
 perturbations_per_eval (int, optional): Maximum number of samples with replaced activations per example in one
     call of the network. None chooses a fast number by timing the first samples. The result is the same up to
     rounding. Nothing is timed if a number is given or ``torch.use_deterministic_algorithms(True)`` is set.

@@ -21,6 +21,7 @@ class MethodInfo(NamedTuple):
         space: ``"layer"`` or ``"input"``, whichever has the same spatial size as the map. Default: ``"layer"``
         fuses_layers: Whether a list of layers is fused into one map. Default: False
         presets: Names of class methods that create the method with options for a purpose. Default: ()
+        note: What a reader must know before using the method; shown wherever it is listed. Default: ``""``
     """
 
     name: str
@@ -32,3 +33,4 @@ class MethodInfo(NamedTuple):
     space: str = "layer"
     fuses_layers: bool = False
     presets: tuple[str, ...] = ()
+    note: str = ""

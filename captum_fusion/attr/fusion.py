@@ -146,12 +146,13 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         normalized = self.weighting == "normalized" and not self.authors_code
         return formulas.contribution(score, baseline) if normalized else score - baseline
 
-    def _stage_weights(self, first: Tensor, second: Tensor) -> Tensor:
+    def _stage_weights(self, first: Tensor, second: Tensor, scale: Tensor) -> Tensor:
+        """Weights of two maps, (N, 2), from differences of scores of the magnitude ``scale``, (N,) each."""
         pair = torch.stack([first, second], 1)
         if self.authors_code:
             total = pair.sum(1, keepdim=True) + 1e-8
             return torch.where(total != 0, pair / torch.where(total != 0, total, 1.0), 0.0)
-        return pair if self.weighting == "raw" else formulas.contribution_weights(first, second)
+        return pair if self.weighting == "raw" else formulas.contribution_weights(first, second, scale)
 
     def _union(
         self, gradient: Tensor, denoised: Tensor, region: Tensor, passes: Passes
@@ -161,7 +162,9 @@ class _Fusion(CAM, GradientAttribution, PerturbationAttribution):
         baseline = passes.baseline_scores(score_fn).to(denoised.device)
         gradient_score, region_score = self._scores_under([denoised, region], passes)
         contributions = [self._contribution(score, baseline) for score in (gradient_score, region_score)]
-        weights = self._stage_weights(*contributions)
+        weights = self._stage_weights(
+            gradient_score - baseline, region_score - baseline, _magnitude(gradient_score, region_score, baseline)
+        )
         union = formulas.normalize(torch.add(*formulas.weigh((denoised, region), weights)))
         (union_score,) = self._scores_under([union], passes)
         details = FusionDetails(
@@ -207,8 +210,10 @@ class LayerFusionCAM(_Fusion):
     5. with ``P = v_u L_u``, ``Q = v_r L_r``, weights from ``B_u, B_r``, and the similarity ``s = 1 - |P - Q|``, the
        result is ``N(s max(P, Q) + (1 - s) (P + Q) / 2)``.
 
-    With ``weighting="normalized"``, negative contributions are set to 0 and the weights of each stage sum to 1; the
-    weights are equal if both contributions are 0. With ``"raw"``, the contributions themselves are the weights.
+    With ``weighting="normalized"``, negative contributions are set to 0 and the weights of each stage sum to 1. If both
+    contributions are 0 or within rounding noise of it, the weights are equal, with a smooth transition
+    (:func:`captum_fusion.functional.contribution_weights`). With ``"raw"``, the contributions themselves are the
+    weights.
     ``authors_code=True`` reproduces the weights of the authors' published code, which normalises signed contributions
     and, in the second stage, the union's contribution together with the region map's weight of the first stage. With
     ``"raw"`` or ``authors_code=True``, a negative contribution can invert the map. Components, threshold and
@@ -479,10 +484,11 @@ class LayerFusionCAM(_Fusion):
         ]
 
     def _fuse_pair(self, gradient: Tensor, region: Tensor, passes: Passes) -> tuple[Tensor, FusionDetails]:
-        details, _ = self._union(gradient, formulas.denoise(gradient, self.theta), region, passes)
+        details, (union, rival) = self._union(gradient, formulas.denoise(gradient, self.theta), region, passes)
+        base = details.baseline_score
         # The published code normalises the union's contribution together with the region map's first-stage weight.
-        rival = details.union_weights[:, 1] if self.authors_code else details.region_contribution
-        weights = self._stage_weights(details.union_contribution, rival)
+        second = details.union_weights[:, 1] if self.authors_code else rival - base
+        weights = self._stage_weights(union - base, second, _magnitude(union, rival, base))
         fused, similarity = formulas.similarity_fusion(*formulas.weigh((details.union_map, region), weights))
         details = details._replace(fusion_weights=weights, similarity_map=similarity)
         return self._finish(formulas.normalize(fused), details, passes)
@@ -668,11 +674,11 @@ class LayerUnionCAM(_Fusion):
         )
         return self._with_details(fused, return_details)
 
-    def _stage_weights(self, first: Tensor, second: Tensor) -> Tensor:
+    def _stage_weights(self, first: Tensor, second: Tensor, scale: Tensor) -> Tensor:
         # Eq. 6 and the published code use the contributions themselves as weights.
         if self.authors_code:
             return torch.stack([first, second], 1)
-        return super()._stage_weights(first, second)
+        return super()._stage_weights(first, second, scale)
 
     def _fuse(
         self, passes: Passes, evaluations: list[LayerEvaluation], region_kwargs: dict[str, Any] | None = None
@@ -689,14 +695,21 @@ class LayerUnionCAM(_Fusion):
     def _select(self, gradient: Tensor, region: Tensor, passes: Passes) -> tuple[Tensor, FusionDetails]:
         gradient = in_input_space("layer", gradient, passes)
         details, scores = self._union(gradient, gradient, region, passes)
-        selected = self._contribution(*scores) > 0
+        gained = self._contribution(*scores)
+        selected = gained > 0
         details = details._replace(selected=selected, fusion_weights=torch.stack([selected, ~selected], 1).to(region))
         shape = (-1, *[1] * (region.dim() - 1))
         result = torch.where(selected.reshape(shape), details.union_map, region)
+        result = result.masked_fill(gained.isnan().reshape(shape), torch.nan)
         if self.authors_code:
             winner = torch.where(selected, details.union_contribution, details.region_contribution)
             result = formulas.normalize(winner.to(result).reshape(shape) * result)
         return self._finish(result, details, passes)
+
+
+def _magnitude(*scores: Tensor) -> Tensor:
+    """The largest magnitude of several scores, (N,)."""
+    return torch.stack(scores).abs().amax(0)
 
 
 def _region_component(given: Attribution | None, max_evaluations: int | None, fusion: CAM) -> Attribution:

@@ -44,7 +44,7 @@ class IntegrativeDetails(NamedTuple):
 
 
 class LayerIntegrativeCAM(CAM, GradientAttribution):
-    r"""Integrative CAM: maps of several layers, fused with a weight for each layer, in one pass.
+    r"""Integrative CAM, a reading of the abstract: maps of several layers, fused with a weight for each layer.
 
     Only the abstract of the paper was available. It says that all layers are fused, that layer weights come from
     gradient and activation scores, that the map has a bias term, and that Grad-CAM++'s alpha is generalised to any
@@ -62,7 +62,8 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
     3. a layer's weight is the weighted mean of its shares of the mean absolute gradient ``G`` and activation ``Q``,
        ``balance G_l / sum G + (1 - balance) Q_l / sum Q``;
     4. of layers whose normalised maps differ by less than ``redundancy_threshold`` on average, only the one with the
-       larger weight is kept;
+       larger weight is kept. A review of the paper names such a filter, "mean difference similarity", without a formula
+       (https://themoonlight.io/review/integrative-cam-adaptive-layer-fusion-for-comprehensive-interpretation-of-cnns);
     5. the result is ``N(sum_l omega_l N(Up(M_l)))``, in the input's space, in [0, 1].
 
     Cost per example: one forward and one backward sample, for any number of layers. ``phi="softmax"`` takes one more
@@ -88,6 +89,7 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
         "https://arxiv.org/abs/2412.01354",
         space="input",
         fuses_layers=True,
+        note="a reading of the abstract",
     )
 
     @documented

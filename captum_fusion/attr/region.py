@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class LayerScoreCAM(ChannelScoresCAM):
 
     - ``weighting="softmax"`` (the paper, algorithm 1): the softmax over channels of the raw output under each mask;
     - ``weighting="probability"`` (the authors' code): the score under each mask;
-    - ``weighting="increase"``: ReLU of the increase in score over the baseline.
+    - ``weighting="increase"`` (of this package): ReLU of the increase in score over the baseline.
 
     Channels that are constant over space, such as dead ones, cannot mask the input. Their weight is 0, and they take no
     masked sample.
@@ -93,7 +94,7 @@ class LayerScoreCAM(ChannelScoresCAM):
 
     def _evaluator(self, tensor: LayerTensor) -> Callable[[Tensor, Tensor], Tensor]:
         activations = tensor.activations
-        score_fn = formulas.score_function("identity" if self.weighting == "softmax" else self.score_fn)
+        score_fn = self._channel_score_fn()
 
         def evaluate(examples: Tensor, channels: Tensor) -> Tensor:
             def masks(chunk: slice, size: Sequence[int]) -> Tensor:
@@ -114,11 +115,13 @@ class LayerSSCAM(RepeatedMasksCAM):
 
     With ``H^k = N(Up(A^k))`` and standard normal noise ``e_i`` of the input's size, the weights are the means over
     ``i`` of ``p(x * (H^k + stdevs e_i))`` for ``noise="map"`` and ``p(x * H^k + stdevs e_i)`` for ``noise="input"``.
-    The map is ``ReLU(sum_k w_k A^k)``, in the layer's space, not normalised. All channels and examples share the same
-    noise. With ``authors_code=True`` the standard deviation of the noise is ``(stdevs / r)**2``, at most 1000: for
-    ``"map"``, ``r`` is the range of ``Up(A^k)``, which is then not normalised; for ``"input"``, ``r`` is the range of
-    ``x * H^k``. Scores that are not finite are replaced by 0.
-    Cost per example: one forward sample and ``n_samples`` masked samples per live channel.
+    With ``weighting="softmax"`` the mean is of raw outputs, followed by a softmax over the channels. The authors' code
+    has no softmax; torchcam, whose documentation states the paper's formulas, has it. The map is ``ReLU(sum_k w_k
+    A^k)``, in the layer's space, not normalised. All channels and examples share the same noise. With
+    ``authors_code=True`` the standard deviation of the noise is ``(stdevs / r)**2``, at most 1000: for ``"map"``, ``r``
+    is the range of ``Up(A^k)``, which is then not normalised; for ``"input"``, ``r`` is the range of ``x * H^k``. Of
+    the versions of a masked input, scores that are not finite are replaced by 0. Cost per example: one forward sample
+    and ``n_samples`` masked samples per live channel.
 
     More details in the paper: H. Wang, R. Naidu, J. Michael, S. S. Kundu, "SS-CAM: Smoothed Score-CAM for Sharper
     Visual Feature Localization", 2020, https://arxiv.org/abs/2006.14255
@@ -145,6 +148,7 @@ class LayerSSCAM(RepeatedMasksCAM):
         n_samples: int = 35,
         stdevs: float = 2.0,
         noise: str = "map",
+        weighting: str = "probability",
         authors_code: bool = False,
         max_evaluations: int | None = None,
         tolerance: float | None = None,
@@ -161,6 +165,8 @@ class LayerSSCAM(RepeatedMasksCAM):
             Default: 2.0
         noise (str, optional): Where the noise is added: to the ``"map"`` used as mask, or to the masked ``"input"``.
             Default: ``"map"``
+        weighting (str, optional): Channel weights, ``"probability"`` or ``"softmax"``.
+            Default: ``"probability"``
         {authors_code}
         {search_args}
         {score_fn}
@@ -172,6 +178,7 @@ class LayerSSCAM(RepeatedMasksCAM):
         MaskedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self.n_samples, self.stdevs = count("n_samples", n_samples), positive("stdevs", stdevs, or_zero=True)
         self.noise, self.authors_code = choice("noise", noise, ("map", "input")), authors_code
+        self.weighting = choice("weighting", weighting, ("probability", "softmax"))
         self.seed = count("seed", seed, 0)
         self._set_search(max_evaluations, tolerance)
         self.score_fn = checked_score_fn(score_fn)
@@ -209,9 +216,11 @@ class LayerISCAM(RepeatedMasksCAM):
     r"""IS-CAM: Score-CAM with each channel's score averaged over masks of increasing strength.
 
     With ``H^k = N(Up(A^k))`` the weights are ``w_k = mean_i p(x * H^k * i / n_steps)``, ``i = 1, ..., n_steps``, and
-    the map is ``ReLU(sum_k w_k A^k)``, in the layer's space, not normalised. With ``authors_code=True`` the masks are
-    accumulated, so that the factors of ``x * H^k`` are ``0.1, 0.3, 0.6, ..., 5.5`` for 10 steps.
-    Cost per example: one forward sample and ``n_steps`` masked samples per live channel.
+    the map is ``ReLU(sum_k w_k A^k)``, in the layer's space, not normalised. With ``weighting="softmax"`` the mean is
+    of raw outputs, followed by a softmax over the channels. The authors' code has no softmax; torchcam, whose
+    documentation states the paper's formulas, has it. With ``authors_code=True`` the masks are accumulated, so that the
+    factors of ``x * H^k`` are ``0.1, 0.3, 0.6, ..., 5.5`` for 10 steps. Cost per example: one forward sample and
+    ``n_steps`` masked samples per live channel.
 
     More details in the paper: R. Naidu, A. Ghosh, Y. Maurya, S. R. Nayak K, S. S. Kundu, "IS-CAM: Integrated
     Score-CAM for axiomatic-based explanations", 2020, https://arxiv.org/abs/2010.03023
@@ -236,6 +245,7 @@ class LayerISCAM(RepeatedMasksCAM):
         device_ids: list[int] | None = None,
         *,
         n_steps: int = 10,
+        weighting: str = "probability",
         authors_code: bool = False,
         max_evaluations: int | None = None,
         tolerance: float | None = None,
@@ -246,6 +256,8 @@ class LayerISCAM(RepeatedMasksCAM):
         {constructor_args}
         n_steps (int, optional): Number of masks per channel.
             Default: 10
+        weighting (str, optional): Channel weights, ``"probability"`` or ``"softmax"``.
+            Default: ``"probability"``
         {authors_code}
         {search_args}
         {score_fn}
@@ -254,6 +266,7 @@ class LayerISCAM(RepeatedMasksCAM):
         """
         MaskedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self.n_steps, self.authors_code = count("n_steps", n_steps), authors_code
+        self.weighting = choice("weighting", weighting, ("probability", "softmax"))
         self._set_search(max_evaluations, tolerance)
         self.score_fn = checked_score_fn(score_fn)
 
@@ -279,10 +292,10 @@ class LayerGroupCAM(BackgroundCAM):
 
     With ``a_k`` the mean gradient of channel ``k``, a group's map is ``M_l = ReLU(sum_{k in l} a_k A^k)``. Values up to
     its ``theta`` percentile are set to 0. The map masks the input on a blurred background, and the group's weight is
-    ``r_l = ReLU(p(masked) - p(blurred))``. The result is ``ReLU(sum_l r_l N(M_l))`` in the layer's space, where
-    ``N(M_l)`` is normalised by the range of the upsampled group map. Groups whose map is constant take no masked
-    sample. With ``authors_code=True``, group maps are neither denoised nor normalised in the sum, as in the latest
-    version of the authors' code.
+    ``r_l = p(masked) - p(blurred)``. The result is ``ReLU(sum_l r_l N(M_l))`` in the layer's space, where ``N(M_l)`` is
+    normalised by the range of the upsampled group map. Groups whose map is constant take no masked sample. This is the
+    authors' code of May and June 2021, which has the paper's denoising. With ``authors_code=True``, group maps are
+    neither denoised nor normalised in the sum, and negative weights are set to 0, as in the code since August 2021.
     Cost per example: one forward and one backward sample, one sample of the background and one masked sample per group.
 
     More details in the paper: Q. Zhang, L. Rao, Y. Yang, "Group-CAM: Group Score-Weighted Visual Explanations for Deep
@@ -309,6 +322,7 @@ class LayerGroupCAM(BackgroundCAM):
         groups: int = 32,
         grouping: str = "chunks",
         theta: float = 70.0,
+        relu_weights: bool = False,
         background: str = "blur",
         authors_code: bool = False,
         score_fn: str | ScoreFn = "softmax",
@@ -323,6 +337,8 @@ class LayerGroupCAM(BackgroundCAM):
             Default: ``"chunks"``
         theta (float, optional): Percentile of each group map up to which values are set to 0.
             Default: 70.0
+        relu_weights (bool, optional): Whether negative group weights are set to 0. True with ``authors_code=True``.
+            Default: False
         background (str, optional): Values where a mask is 0: ``"blur"``, the input blurred by a Gaussian kernel of
             51 pixels and standard deviation 50, or ``"baseline"``, the ``baselines`` of ``attribute``.
             Default: ``"blur"``
@@ -335,6 +351,7 @@ class LayerGroupCAM(BackgroundCAM):
         self.groups = count("groups", groups)
         self.grouping = choice("grouping", grouping, tuple(formulas.GROUPINGS))
         self.theta, self.authors_code = percentage("theta", theta), authors_code
+        self.relu_weights = relu_weights or authors_code
         self._set_background(background)
         self.score_fn = checked_score_fn(score_fn)
 
@@ -348,7 +365,7 @@ class LayerGroupCAM(BackgroundCAM):
         maps = formulas.group_maps(activations, labels, weights, number)
         if not self.authors_code:
             flat = maps.flatten(2)
-            maps = torch.where(flat > formulas.percentile(flat, self.theta), flat, 0.0).reshape(maps.shape)
+            maps = torch.where(flat <= formulas.percentile(flat, self.theta), 0.0, flat).reshape(maps.shape)
         live = formulas.live_channels(maps)
         examples, groups = formulas.channel_pairs(live)
         lowest, range_ = maps.new_zeros(len(examples)), maps.new_ones(len(examples))
@@ -362,7 +379,8 @@ class LayerGroupCAM(BackgroundCAM):
 
         score_fn = formulas.score_function(self.score_fn)
         scores = formulas.channel_table(live, examples, groups, tensor.masked_scores(masks, examples, score_fn))
-        weights = formulas.increase_weights(scores, tensor.baseline_scores(score_fn).to(scores.device), live)
+        base = tensor.baseline_scores(score_fn).to(scores.device)
+        weights = formulas.increase_weights(scores, base, live, signed=not self.relu_weights)
         if not self.authors_code:
             shape = (*live.shape, *[1] * (maps.dim() - 2))
             maps = maps - formulas.channel_table(live, examples, groups, lowest).reshape(shape)
@@ -437,7 +455,7 @@ class LayerDecomCAM(BackgroundCAM):
         self._set_background(background)
         self.score_fn = checked_score_fn(score_fn)
 
-    _blur = (81, 10.0)
+    _blur = staticmethod(partial(formulas.gaussian_blur, kernel_size=81, sigma=10.0))
 
     uses_gradients = True
 
@@ -467,4 +485,4 @@ class LayerDecomCAM(BackgroundCAM):
             return formulas.weighted_activations(maps, scores * formulas.softmax_weights(scores, live))
         scores = torch.where(scores < 1e-3, 0.0, scores)
         largest = scores.amax(1, keepdim=True)
-        return formulas.weighted_activations(maps, torch.where(largest > 0, scores / largest.clamp(min=1e-3), 0.0))
+        return formulas.weighted_activations(maps, torch.where(largest <= 0, 0.0, scores / largest.clamp(min=1e-3)))

@@ -15,8 +15,9 @@ from captum_fusion._arguments import choice, count, share
 from captum_fusion._captum import format_result, log_usage
 from captum_fusion._passes.layer_pass import LayerEvaluation
 from captum_fusion._passes.passes import Passes
-from captum_fusion._types import Attributions, Baselines, Layer, Reshape, Target, TensorOrTupleOfTensors
+from captum_fusion._types import Attributions, Layer, Reshape, Target, TensorOrTupleOfTensors
 from captum_fusion.attr._bases import (
+    LayerBaselines,
     LayerTensor,
     ReplacedCAM,
     checked_score_fn,
@@ -114,9 +115,9 @@ class LayerReciproCAM(ReplacedCAM):
 
     For each position, the activations of all channels at all other positions are replaced by the baseline. The map
     holds the resulting scores, in the layer's space, not normalised. With ``gaussian=True`` the neighbours are kept as
-    well, weighted by a 3 x 3 kernel (``[1 2 1; 2 4 2; 1 2 1] / 16`` in two dimensions), as in OpenVINO's code. The
-    authors' code instead spreads the position's own activations over its neighbours.
-    Cost per example: one forward sample, and one sample from the layer on for each position.
+    well, weighted by a 3 x 3 kernel (``[1 2 1; 2 4 2; 1 2 1] / 16`` in two dimensions), as in OpenVINO's class for
+    vision transformers. The authors' code instead spreads the position's own activations over its neighbours. Cost per
+    example: one forward sample, and one sample from the layer on for each position.
 
     For a vision transformer (ViT-ReciproCAM), use the normalisation layer before the last block's attention, a
     ``reshape`` that keeps the class token, ``gaussian=True`` and ``score_fn="identity"``::
@@ -265,9 +266,11 @@ class LayerShapCAM(ReplacedCAM):
     r"""Shap-CAM: the Shapley value of each position of the layer, over all channels at once.
 
     The players are the positions. The value of a set of positions is the score with all other positions replaced by the
-    baseline. The Shapley values are estimated from ``n_samples`` random orders, which are the same for all examples.
-    For any number of orders they sum to the score minus the baseline's score. The map is signed, in the layer's space,
-    not normalised.
+    baseline, by default each channel's mean over space. The paper's text was not available; a reproduction of it
+    (https://github.com/liuktc/ML4CV_XAI) replaces positions by the mean. In a network that ends in global average
+    pooling, the values then sum to 0; with ``baselines=0`` they sum to the score minus that of an empty layer. The
+    Shapley values are estimated from ``n_samples`` random orders, which are the same for all examples. For any number
+    of orders they sum to the score minus the baseline's score. The map is signed, in the layer's space, not normalised.
     Cost per example: one forward sample, and ``n_samples * (positions - 1) + 1`` samples from the layer on.
 
     More details in the paper: Q. Zheng, Z. Wang, J. Zhou, J. Lu, "Shap-CAM: Visual Explanations for Convolutional
@@ -325,7 +328,7 @@ class LayerShapCAM(ReplacedCAM):
         additional_forward_args: Any = None,
         attribute_to_layer_input: bool = False,
         *,
-        baselines: Baselines = 0,
+        baselines: LayerBaselines = "mean",
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_standard_error: Literal[False] = False,
@@ -339,7 +342,7 @@ class LayerShapCAM(ReplacedCAM):
         additional_forward_args: Any = None,
         attribute_to_layer_input: bool = False,
         *,
-        baselines: Baselines = 0,
+        baselines: LayerBaselines = "mean",
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_standard_error: Literal[True],
@@ -354,7 +357,7 @@ class LayerShapCAM(ReplacedCAM):
         additional_forward_args: Any = None,
         attribute_to_layer_input: bool = False,
         *,
-        baselines: Baselines = 0,
+        baselines: LayerBaselines = "mean",
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_standard_error: bool = False,
@@ -400,12 +403,12 @@ class LayerShapCAM(ReplacedCAM):
         return result
 
     def _maps(
-        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines = 0
+        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: LayerBaselines = "mean"
     ) -> list[tuple[Tensor, ...]]:
         return [tuple(value for value, _ in pairs) for pairs in self._estimates(passes, evaluations, baselines)]
 
     def _estimates(
-        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: Baselines
+        self, passes: Passes, evaluations: list[LayerEvaluation], baselines: LayerBaselines
     ) -> list[list[tuple[Tensor, Tensor]]]:
         return [
             [self._estimate(tensor) for tensor in tensors] for tensors in self._tensors(passes, evaluations, baselines)

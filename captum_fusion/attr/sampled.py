@@ -365,6 +365,12 @@ class LayerAugmentedGradCAM(SampledCAM):
 
     def _combine(self, maps: Tensor, angles: Tensor, moves: Tensor, size: Sequence[int]) -> Tensor:
         """One map (N, 1, *size) in [0, 1] from the coarse maps (N, n_samples, h, w) of the copies."""
+        broken = ~maps.flatten(1).isfinite().all(1)[:, None, None, None]
+        maps = maps.masked_fill(broken, 0.0)  # NaN marks what is unknown of a map
+        return self._combined(maps, angles, moves, size).masked_fill(broken, math.nan)
+
+    def _combined(self, maps: Tensor, angles: Tensor, moves: Tensor, size: Sequence[int]) -> Tensor:
+        """The same for finite maps."""
         if self.combination == "super_resolution":
             largest = maps.flatten(2).amax(2)[..., None, None]
             shares = torch.where(largest > 0, maps / torch.where(largest > 0, largest, 1.0), math.nan)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -16,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from captum_fusion.evaluation.fingerprints import fingerprint_of
+from captum_fusion.evaluation.fingerprints import fingerprint_of, fingerprint_of_file
 
 #: A class, by its index or its name.
 Class = int | str
@@ -88,9 +86,10 @@ class Region:
         if not isinstance(self.mask, (str, Path)):
             return np.asarray(self.mask)
         try:
+            _check_regular(self.mask)
             with Image.open(self.mask) as opened:
                 return np.asarray(opened if self.index is not None else opened.convert("L"))
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"mask {self.mask} could not be read ({error})") from error
 
 
@@ -112,28 +111,40 @@ class Example:
     label: tuple[Class, ...] = ()
     regions: tuple[Region, ...] = ()
 
-    def fingerprint(self, with_label: bool) -> str:
-        """A content hash of the picture, and of its label if that decides what is explained."""
-        return fingerprint_of(_content(self.image), repr(self.label) if with_label else "")
+    def identity(self, with_label: bool) -> Identity:
+        """Content hashes of the picture and the regions.
 
-    def fingerprint_of_regions(self) -> str:
-        """A content hash of the regions."""
-        return fingerprint_of(
-            *(f"{region.classes} {region.boxes} {region.index} {_content(region.mask)}" for region in self.regions)
+        Args:
+            with_label (bool): Whether the label counts, since it decides which class is explained.
+        """
+        regions = [f"{region.classes} {region.boxes} {region.index} {_content(region.mask)}" for region in self.regions]
+        return Identity(
+            fingerprint_of(_content(self.image), repr(self.label) if with_label else ""), fingerprint_of(*regions)
         )
 
 
+class Identity(NamedTuple):
+    """Content hashes of an example, which rows are compared by; empty where they are not known.
+
+    Attributes:
+        picture: Of the picture, and of its label where labels are explained.
+        regions: Of its regions.
+    """
+
+    picture: str = ""
+    regions: str = ""
+
+
 def _content(image: Any) -> str:
-    """A content hash of a picture; of a file its size and its last 4096 bytes, so that large datasets start fast."""
+    """A content hash of a picture or mask."""
     if image is None:
         return ""
+    if isinstance(image, Image.Image):
+        return fingerprint_of(image.mode, np.asarray(image), bytes(image.getpalette() or ()))
     if not isinstance(image, (str, Path)):
         return fingerprint_of(image if isinstance(image, Tensor) else np.asarray(image))
     try:
-        with Path(image).open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 4096))
-            return fingerprint_of(str(size), file.read())
+        return fingerprint_of_file(image)
     except (OSError, ValueError):
         return "missing"
 
@@ -209,6 +220,7 @@ def load_image(image: Any) -> Image.Image | Tensor:
         return image
     if isinstance(image, Image.Image):
         return _upright(image, "the picture")
+    _check_regular(image)
     try:
         with Image.open(image) as opened:
             return _upright(opened, str(image))
@@ -218,6 +230,12 @@ def load_image(image: Any) -> Image.Image | Tensor:
         raise ValueError(f"{image} is not an image") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises, besides ValueError
         raise ValueError(f"{image} could not be read as an image ({error})") from error
+
+
+def _check_regular(path: str | Path) -> None:
+    """Refuse devices and pipes, which may have no end."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path} is not a regular file")
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
@@ -243,18 +261,6 @@ class Items(Protocol):
 
     def __getitem__(self, index: int, /) -> Any:
         """An item."""
-
-
-class Identity(NamedTuple):
-    """Content hashes of an example, which rows are compared by; empty where they are not known.
-
-    Attributes:
-        picture: Of the picture, and of its label where labels are explained.
-        regions: Of its regions.
-    """
-
-    picture: str = ""
-    regions: str = ""
 
 
 class Dataset:
@@ -311,39 +317,12 @@ class Dataset:
         """The labels that are names, sorted: for a folder of folders, the folders' names."""
         return []
 
-    def identities(self, with_label: bool) -> dict[str, Identity]:
-        """Content hashes of the examples, by name.
-
-        Args:
-            with_label (bool): Whether the label counts, since it decides which class is explained.
-        """
-        return {}
-
     def shared_pictures(self) -> dict[str, str]:
         """For each example the name of the first one with the same picture."""
         return {}
 
 
-class ListDataset(Dataset):
-    """A dataset in memory, whose pictures can be compared with those of an earlier run.
-
-    Args:
-        items (sequence): What :func:`as_example` takes.
-        source (str, optional): Where they are from.
-            Default: None (the name of the items' class)
-    """
-
-    def identities(self, with_label: bool) -> dict[str, Identity]:
-        """Content hashes of the examples, by name."""
-        identities = {}
-        for index, name in enumerate(self.names()):
-            with contextlib.suppress(TypeError):  # not an example; reported when its turn comes
-                example = self[index]
-                identities[name] = Identity(example.fingerprint(with_label), example.fingerprint_of_regions())
-        return identities
-
-
-class ExampleDataset(ListDataset):
+class ExampleDataset(Dataset):
     """A list of :class:`Example`: names, classes and pictures are known without opening a file.
 
     Args:
@@ -412,10 +391,10 @@ def as_dataset(items: Items) -> Dataset:
     Examples::
 
         >>> type(as_dataset([Example("a", "a.png")])).__name__, type(as_dataset(["a.png"])).__name__
-        ('ExampleDataset', 'ListDataset')
+        ('ExampleDataset', 'Dataset')
     """
     if isinstance(items, Dataset):
         return items
-    if not isinstance(items, (list, tuple)):
-        return Dataset(items)
-    return (ExampleDataset if all(isinstance(item, Example) for item in items) else ListDataset)(items)
+    if isinstance(items, (list, tuple)) and all(isinstance(item, Example) for item in items):
+        return ExampleDataset(items)
+    return Dataset(items)

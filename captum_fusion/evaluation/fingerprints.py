@@ -43,6 +43,25 @@ def fingerprint_of(*parts: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def fingerprint_of_file(path: str | Path) -> str:
+    """Hash the content of a file.
+
+    Returns:
+        str: 16 hexadecimal digits.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is not a regular file, or no file can have that name.
+    """
+    if not Path(path).is_file():  # a device or a pipe may have no end
+        raise ValueError(f"{path} is not a file")
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
 def seed_of(*parts: str | int) -> int:
     """Derive the seed of a random generator from texts and numbers.
 

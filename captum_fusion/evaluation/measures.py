@@ -128,12 +128,11 @@ def drop_of(subject: Subject, options: Mapping[str, Any]) -> float:
 
 
 def _win(subject: Subject, **options: Any) -> float:
-    if subject.is_reference:
-        return 0.0  # nothing drops less than itself
-    if options_key(options) not in subject.rivals:
+    drop = drop_of(subject, options)
+    rival = drop if subject.is_reference else subject.rivals.get(options_key(options))
+    if rival is None:
         raise RuntimeError("the reference method has failed")
-    drop, rival = torch.tensor(drop_of(subject, options)), torch.tensor(subject.rivals[options_key(options)])
-    return 100.0 * float(formulas.contribution(rival, drop) > 0)
+    return float(formulas.increase(torch.tensor(drop), torch.tensor(rival)))
 
 
 def _overall(subject: Subject, **options: Any) -> Tensor:

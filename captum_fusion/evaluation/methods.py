@@ -223,7 +223,7 @@ class BuiltMethod:
         Raises:
             TypeError: If the method returns anything but one tensor.
         """
-        result = self.function(inputs, target)
+        result = self.function(inputs.clone(), target)  # a network or function may change its input in place
         if isinstance(result, (tuple, list)) and len(result) == 1:
             result = result[0]
         if not isinstance(result, Tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -245,18 +246,21 @@ class Network:
             return {**row, "value": costs[metric]}
         try:
             value = measures.measure(self.study.metrics[metric], subject)
+            if isinstance(value, Curve):
+                shares, scores = (numbers.flatten().tolist() for numbers in (value.shares, value.scores))
+                if len(shares) != len(scores):
+                    raise ValueError(f"a curve must have as many scores as shares, not {len(scores)} and {len(shares)}")
+                found: Row = {**row, "value": float(value.auc), "shares": shares, "curve": scores}
+            elif isinstance(value, str):
+                return {**row, "error": value, "final": True}
+            else:
+                found = {**row, "value": value}
         except Exception as error:  # as for methods
             why = f"{type(error).__name__}: {models.first_line(error)}"
             self._once((metric,), f"{self.name}: {metric} fails on {subject.example.name}: {why}")
             return {**row, "error": why}
-        if isinstance(value, str):
-            return {**row, "error": value, "final": True}
-        if isinstance(value, Curve):
-            shares, scores = (numbers.flatten().tolist() for numbers in (value.shares, value.scores))
-            return {**row, "value": float(value.auc), "shares": shares, "curve": scores}
-        if value != value or value in (float("inf"), float("-inf")):
-            return {**row, "error": "not finite"}
-        return {**row, "value": value}
+        numbers = (found["value"], *found.get("shares", ()), *found.get("curve", ()))
+        return found if all(map(math.isfinite, numbers)) else {**row, "error": "not finite"}
 
     def _draw(self, inputs: Tensor, target: int, score: float, maps: Mapping[str, Tensor], path: Path) -> None:
         from captum_fusion.visualization import visualize_grid

@@ -178,7 +178,7 @@ class _Run:
     def __init__(self, settings: Settings, sources: Sequence[NetworkSource], dataset: Dataset) -> None:
         self.settings, self.study, self.sources, self.dataset = settings, settings.study, sources, dataset
         self.names = dataset.names()
-        self.identities = dataset.identities(with_label=self.study.explain == "label")
+        self.identities = _Identities(dataset, self.names, with_label=self.study.explain == "label")
         self.skipped: dict[tuple[str, str], str] = {}  # why a model has no rows for an image
 
     def evaluation(self) -> Evaluation:
@@ -201,7 +201,7 @@ class _Run:
         with contextlib.ExitStack() as stack:
             networks: list[Network] = []
             settings: dict[str, dict[str, Any]] = {"run": self.settings.of_rows(self.dataset.source)}
-            mine, problem = Store(output / "rows", world.rank), None
+            mine, problem = Store(output / "rows", world.rank, None if world.rank else tqdm.write), None
             try:  # everything that can be wrong is found before the first row is written
                 for source in self.sources:
                     network, recorded = self._network(source, world, stack)
@@ -222,7 +222,9 @@ class _Run:
             world.stop_together(problem)
             for network in networks:
                 self._run_network(network, world, mine)
-            world.wait()  # the others of this machine may still be writing
+            # The others of this machine may still be writing. They know the pictures of their rows.
+            for known in world.broadcast(world.gather(dict(self.identities))):
+                self.identities.update(known)
             gathered = world.gather((self._wanted(mine) if keeps_disk else Rows(), self.skipped))
         for _, skipped in gathered:
             self.skipped.update(skipped)
@@ -288,6 +290,7 @@ class _Run:
             try:
                 if isinstance(picture, Exception):
                     raise picture
+                self.identities.learn(self.names[index], example)
                 inputs, size = network.prepare(picture)
                 for rows in network.rows(self.names[index], example, inputs, size, missing[index], drawing):
                     mine.append(self._signed(row) for row in rows)
@@ -298,10 +301,11 @@ class _Run:
 
     def _missing(self, model: str, world: Processes, mine: Store) -> dict[int, set[tuple[str, str]]]:
         """The pictures of this process that have cells to compute or maps to draw, with these cells."""
+        own = set(self.names[world.rank :: world.size])
         done = {
             (row["image"], row["method"], row["metric"])
             for row in mine.lines()
-            if row["model"] == model and store.is_done(row) and self._holds(row)
+            if row["model"] == model and row["image"] in own and store.is_done(row) and self._holds(row)
         }
         cells = [(method, metric) for method in self.study.methods for metric in self.study.columns]
         missing: dict[int, set[tuple[str, str]]] = {}
@@ -317,7 +321,7 @@ class _Run:
 
     def _signed(self, row: Row) -> Row:
         """A row with the content hashes of what it depends on."""
-        identity = self.identities.get(row["image"], Identity())
+        identity = self.identities[row["image"]]
         signature = {"picture": identity.picture}
         if self.study.sees_regions(row["metric"]):
             signature["regions"] = identity.regions
@@ -325,13 +329,14 @@ class _Run:
 
     def _holds(self, row: Row) -> bool:
         """Whether a row is still valid: of the same picture and regions, and, a win, against the same reference."""
-        now = self._signed({"image": row["image"], "metric": row["metric"], "reference": self.study.reference})
-        return all(row.get(key, now.get(key)) == now.get(key) for key in ("picture", "regions", "reference"))
+        now = self._signed({"image": row["image"], "metric": row["metric"]})
+        same_reference = row.get("reference", self.study.reference) == self.study.reference
+        return same_reference and all(row.get(key) == now.get(key) for key in ("picture", "regions"))
 
     def _identified(self, index: int) -> str:
         """A picture's name and the content hash that tells it from another one of that name."""
         name = self.names[index]
-        return f"{name} {self.identities[name].picture}" if name in self.identities else name
+        return f"{name} {self.identities[name].picture}"
 
     def _drawing(self, model: str, index: int) -> Path:
         """The file that the maps of a picture are drawn to."""
@@ -396,6 +401,30 @@ class _Run:
             "passes shared": "yes" if study.share else "no",
         }
         return {**shown, **{name: str(version) for name, version in known.get("versions", {}).items()}}
+
+
+class _Identities(dict[str, Identity]):
+    """Content hashes of a dataset's examples by name, found out when they are first asked for."""
+
+    def __init__(self, dataset: Dataset, names: Sequence[str], with_label: bool) -> None:
+        super().__init__()
+        self._dataset, self._with_label = dataset, with_label
+        self._indices = {name: index for index, name in enumerate(names)}
+
+    def __missing__(self, name: str) -> Identity:
+        try:
+            self.learn(name, self._dataset[self._indices[name]])
+        except Exception:  # an item that cannot be opened is reported when its turn comes
+            self[name] = Identity()
+        return self[name]
+
+    def learn(self, name: str, example: Example) -> None:
+        """Find out the content hashes of an example that is open, unless they are known."""
+        if name not in self:
+            try:
+                self[name] = example.identity(self._with_label)
+            except Exception:  # as above
+                self[name] = Identity()
 
 
 class _Opened(torch_data.Dataset[Any]):

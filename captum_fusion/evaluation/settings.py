@@ -24,6 +24,9 @@ from captum_fusion.evaluation.presets import PRESETS, Preset
 #: What :func:`captum_fusion.evaluation.evaluate` writes into its folder, besides ``run.json`` and ``index.html``.
 FOLDERS = ("rows", "maps", "tables", "figures")
 
+#: The format of ``run.json`` and of rows. Rows of another format are not mixed with new ones.
+FORMAT = 1
+
 #: Which class is explained: the network's prediction for the whole picture, or the dataset's label.
 EXPLAINED = ("prediction", "label")
 
@@ -272,8 +275,9 @@ def agree(output: Path, parts: Mapping[str, Mapping[str, Any]], has_rows: bool, 
         ValueError: If there are rows that depend on something else.
     """
     path = output / "run.json"
-    known = _read(path) if has_rows else {}
-    kept = {**known, **{part: _merged(output, known.get(part, {}), settings) for part, settings in parts.items()}}
+    known: dict[str, Any] = _read(path) if has_rows else {"format": FORMAT}
+    merged = {part: _merged(output, known.get(part), settings) for part, settings in parts.items()}
+    kept = {**known, **merged}
     other = [f"{k} {v}" for k, v in known.get("versions", {}).items() if _versions().get(k) != v]
     if other:
         say(f"the rows in {output} were made with {', '.join(other)}: last digits may differ")
@@ -287,6 +291,15 @@ def _read(path: Path) -> dict[str, Any]:
         known = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(known, dict):
             raise ValueError("it holds no settings")
+        written = known.get("format", "not recorded")
+        if written != FORMAT:
+            raise ValueError(f"its format is {written!r}, not {FORMAT}")
+        for part in ("run", "versions"):
+            if not known.get(part):
+                raise ValueError(f"it has no {part!r}")
+        for part, settings in known.items():
+            if part != "format" and not isinstance(settings, dict):
+                raise ValueError(f"its {part!r} is not a dict")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"output: there are rows in {path.parent}, but what they were made with could not be read from {path} "
@@ -295,20 +308,22 @@ def _read(path: Path) -> dict[str, Any]:
     return known
 
 
-def _merged(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of before and now.
+def _merged(output: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of before, None if there were none, and now.
 
     Raises:
         ValueError: If a setting has changed.
     """
+    if before is None:
+        return dict(now)
     merged = dict(before)
     for key, value in now.items():
-        if isinstance(value, dict):
-            entries = before.get(key, {})
+        entries = before.get(key)
+        if isinstance(value, dict) and isinstance(entries, dict):
             changed = [(f"{key} {name!r}", entries[name], v) for name, v in value.items() if entries.get(name, v) != v]
             merged[key] = {**entries, **value}
         else:
-            old = before.get(key, "not recorded") if before else value
+            old = before.get(key, "not recorded")
             changed = [(key, old, value)] if old != value else []
             merged[key] = value
         for name, old, new in changed:

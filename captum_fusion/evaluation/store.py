@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,9 @@ Key = tuple[str, str, str, str, str]
 
 #: What identifies a row: the reference belongs to metrics that have one.
 _KEY = ("model", "image", "method", "metric", "reference")
+
+#: The fields that hold lists.
+_CURVE = ("curve", "shares")
 
 
 def key_of(row: Row) -> Key:
@@ -157,12 +161,15 @@ def joined(parts: Iterable[Rows]) -> Rows:
 class Store:
     """The rows of a folder: JSON Lines, one file for each process.
 
-    A line that a killed process left unfinished is ignored, and removed before the next one is written. Each file has
+    A line that a killed process left unfinished is ignored, and removed before the next one is written. A finished line
+    that is no valid row (:func:`is_valid`) is set aside: it counts as not measured and stays in the file. Each file has
     one writer at a time; a second one is refused.
 
     Args:
         folder (Path): The folder; it is created if necessary.
         rank (int): The number of this process in its group. Default: 0
+        say (callable, optional): Called once for each file with lines that were set aside, with their number.
+            Default: None (nothing is said)
 
     Raises:
         ValueError: On entering, if another process holds this rank's file.
@@ -175,8 +182,9 @@ class Store:
         [0.1]
     """
 
-    def __init__(self, folder: Path, rank: int = 0) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, rank: int = 0, say: Callable[[str], None] | None = None) -> None:
+        self.folder, self._say = folder, say
+        self._reported: set[Path] = set()
         self._path = folder / f"rank-{rank}.jsonl"
         self._lock = FileLock(str(folder / f".rank-{rank}.lock"), timeout=0)
         self._file: BinaryIO | None = None
@@ -226,10 +234,22 @@ class Store:
         os.fsync(self._file.fileno())
 
     def lines(self) -> Iterator[Row]:
-        """Read every finished line of all processes, one at a time."""
+        """Read every valid row of all processes, one at a time."""
         for path in sorted(self.folder.glob("rank-*.jsonl")):
+            set_aside: list[int] = []
             with path.open("rb") as file:
-                yield from (row for line in file if (row := _parse(line)) is not None)
+                for number, line in enumerate(file, 1):
+                    row = _parse(line)
+                    if row is not None:
+                        yield row
+                    elif line.endswith(b"\n"):
+                        set_aside.append(number)
+            if set_aside and path not in self._reported and self._say is not None:
+                self._reported.add(path)
+                self._say(
+                    f"{path}: {len(set_aside)} lines are no valid rows and are set aside, the first is line "
+                    f"{set_aside[0]}; what they stood for is measured again"
+                )
 
     def rows(self) -> Rows:
         """For each key the latest row that is done, or the latest row if none is; sorted by the keys."""
@@ -241,17 +261,53 @@ def _parse(line: bytes) -> Row | None:
         return None
     try:
         try:
-            row: Row = orjson.loads(line)
+            row = orjson.loads(line)
         except ValueError:  # it takes no lone surrogates, which stand for the bytes of a file name that is not UTF-8
             row = json.loads(line)
-        key_of(row)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError):
         return None
-    return row
+    return row if is_valid(row) else None
+
+
+def is_valid(row: Any) -> bool:
+    """Whether an object is a row that this package could have written.
+
+    A row is a dict with a text for each part of its key, and either a finite ``value`` or an ``error``, a text. A curve
+    has as many finite scores as shares. All other fields are texts, finite numbers, bools or None.
+
+    Examples::
+
+        >>> row = {"model": "m", "image": "a.png", "method": "x", "metric": "y", "value": 0.1}
+        >>> is_valid(row), is_valid({**row, "value": None}), is_valid({**row, "value": None, "error": "out of memory"})
+        (True, False, True)
+    """
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in _KEY[:4]):
+        return False
+    if not isinstance(row.get("reference", ""), str):
+        return False
+    value, error = row.get("value"), row.get("error")
+    if not (isinstance(error, str) if value is None else error is None and _is_finite(value)):
+        return False
+    curve, shares = (row.get(name, []) for name in _CURVE)
+    if not all(isinstance(part, list) and all(map(_is_finite, part)) for part in (curve, shares)):
+        return False
+    others = (part for name, part in row.items() if name not in _CURVE)
+    return len(curve) == len(shares) and all(
+        part is None or isinstance(part, (str, bool)) or _is_finite(part) for part in others
+    )
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that is larger than any float
+        return False
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all.
+    """Write a file completely or not at all, and wait until it is on disk.
 
     Args:
         path (Path): The file; its folder is created if necessary.
@@ -262,10 +318,18 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(partial, 0o666 & ~umask)
         os.replace(partial, path)
+        with contextlib.suppress(OSError):  # not every system opens or synchronises folders
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     finally:
         if os.path.exists(partial):
             os.unlink(partial)

@@ -1,7 +1,7 @@
 """The formulas: pure tensor functions of maps, activations and gradients.
 
 The functions do not depend on a model or on captum. They treat each example (dimension 0) independently, compute in at
-least float32, return finite numbers for finite inputs and never divide by zero.
+least float32, return finite numbers for finite inputs and NaN for NaN, and never divide by zero.
 
 References:
     [1] H. Dekdegue, M. Garouani, J. Mothe, J. Bernigaud, "Fusion-CAM", arXiv:2603.05386, 2026.
@@ -36,6 +36,7 @@ from captum_fusion.functional.channels import (
     weighted_activations,
 )
 from captum_fusion.functional.fusion import (
+    WEIGHT_FLOOR,
     contribution_weights,
     denoise,
     denoise_gradients,
@@ -66,6 +67,7 @@ from captum_fusion.functional.maps import (
     normalize,
     percentile,
     precise,
+    rise_blur,
     rise_masks,
     smooth_neighbours,
     upsample,
@@ -80,6 +82,7 @@ __all__ = [
     "GROUPINGS",
     "SCORE_FLOOR",
     "SMOOTH_FUNCTIONS",
+    "WEIGHT_FLOOR",
     "ChannelSearch",
     "ScoreFn",
     "affine_grids",
@@ -118,6 +121,7 @@ __all__ = [
     "precise",
     "principal_component",
     "principal_components",
+    "rise_blur",
     "rise_masks",
     "score_function",
     "shares",

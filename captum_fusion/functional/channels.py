@@ -114,23 +114,25 @@ def softmax_weights(scores: Tensor, live: Tensor) -> Tensor:
     return torch.where(live, weights, 0.0)
 
 
-def increase_weights(scores: Tensor, baseline: Tensor, live: Tensor) -> Tensor:
-    """ReLU of each live channel's increase in score over the baseline.
+def increase_weights(scores: Tensor, baseline: Tensor, live: Tensor, signed: bool = False) -> Tensor:
+    """Each live channel's increase in score over the baseline; 0 for a decrease, unless ``signed``.
 
     Args:
         scores (Tensor): Score of the input masked by each channel, of shape (N, K). Ignored for dead channels.
         baseline (Tensor): Score of the baseline, of shape (N,).
         live (Tensor): Live channels, bool, of shape (N, K), see :func:`live_channels`.
+        signed (bool): Whether a decrease has a negative weight. Default: False
 
     Returns:
-        Tensor: Of shape (N, K), non-negative.
+        Tensor: Of shape (N, K).
 
     Examples::
 
         >>> increase_weights(torch.tensor([[0.7, 0.1]]), torch.tensor([0.2]), torch.tensor([[True, True]]))
         tensor([[0.5000, 0.0000]])
     """
-    return torch.where(live, contribution(scores, baseline[:, None]).relu(), 0.0)
+    increases = contribution(scores, baseline[:, None])
+    return torch.where(live, increases if signed else increases.relu(), 0.0)
 
 
 def chunk_channels(activations: Tensor, groups: int) -> Tensor:
@@ -313,7 +315,8 @@ def principal_components(activations: Tensor, number: int, center: bool = True) 
         center (bool): Whether to subtract each channel's mean first. Default: True
 
     Returns:
-        Tensor: Of shape ``(N, min(number, K, positions), *spatial)``, in descending order of singular values.
+        Tensor: Of shape ``(N, min(number, K, positions), *spatial)``, in descending order of singular values; NaN for
+        examples that are not finite.
 
     Examples::
 
@@ -323,9 +326,12 @@ def principal_components(activations: Tensor, number: int, center: bool = True) 
     """
     activations = at_least_float32(activations)
     table = precise(activations).flatten(2).transpose(1, 2)  # (N, positions, K)
+    broken = ~table.isfinite().flatten(1).all(1)[:, None, None]  # examples that have no decomposition
+    table = table.masked_fill(broken, 0.0)
     if center:
         table = table - table.mean(1, keepdim=True)
     left, values, _ = torch.linalg.svd(table, full_matrices=False)
     maps: Tensor = (left * values[:, None])[:, :, :number].transpose(1, 2)
     maps = maps * maps.gather(2, maps.abs().argmax(2, keepdim=True)).sign()
+    maps = maps.masked_fill(broken, math.nan)
     return maps.reshape(*maps.shape[:2], *activations.shape[2:]).to(activations.dtype)

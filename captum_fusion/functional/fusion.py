@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 from captum_fusion.functional.maps import FLOOR, at_least_float32, percentile, spatial_dims
+from captum_fusion.functional.scores import SCORE_FLOOR
+
+#: The weights of two contributions whose sum is below this fraction of the scores are shrunk towards 1/2.
+WEIGHT_FLOOR = 10 * SCORE_FLOOR
 
 
 def denoise_gradients(gradients: Tensor, theta: float) -> Tensor:
@@ -57,17 +61,17 @@ def union_gradient_map(activations: Tensor, gradients: Tensor, theta: float = 10
     activations, gradients = at_least_float32(activations), at_least_float32(gradients)
     positive = denoise_gradients(gradients, theta).relu()
     noise = FLOOR * gradients.abs().amax(tuple(range(1, gradients.dim())), keepdim=True)
-    positive = torch.where(positive > noise, positive, 0.0)
+    positive = torch.where(positive <= noise, 0.0, positive)
     divisor = positive if alpha == "sum" else (positive > 0).to(positive.dtype)
     divisor = divisor.sum(spatial_dims(positive), keepdim=True)
-    share = torch.where(divisor > 0, positive / torch.where(divisor > 0, divisor, 1.0), 0.0)
+    share = torch.where(divisor == 0, 0.0, positive / torch.where(divisor == 0, 1.0, divisor))
     return (share * activations).sum(1, keepdim=True)
 
 
 def _at_least(values: Tensor, threshold: Tensor) -> Tensor:
     """``values`` that reach the threshold, 0 elsewhere. Values within rounding noise of the threshold are kept."""
     slack = FLOOR * values.abs().amax(-1, keepdim=True)
-    return torch.where(values >= threshold - slack, values, 0.0)
+    return torch.where(values < threshold - slack, 0.0, values)
 
 
 def denoise(maps: Tensor, theta: float) -> Tensor:
@@ -91,12 +95,18 @@ def denoise(maps: Tensor, theta: float) -> Tensor:
     return _at_least(flat, percentile(flat, theta)).reshape(maps.shape)
 
 
-def contribution_weights(first: Tensor, second: Tensor) -> Tensor:
+def contribution_weights(first: Tensor, second: Tensor, scale: Tensor | None = None) -> Tensor:
     """Weights that sum to 1, from two contributions. Negative contributions are set to 0; two zeros give 1/2 each.
+
+    A sum of contributions of at most 3e-5 times ``scale`` (``SCORE_FLOOR``) is rounding noise and gives 1/2 each. From
+    there to 3e-4 (``WEIGHT_FLOOR``) the weights go linearly from 1/2 to the contributions' shares, so that noise cannot
+    switch them.
 
     Args:
         first (Tensor): First contribution, of shape (N,).
         second (Tensor): Second contribution, of shape (N,).
+        scale (Tensor, optional): Largest magnitude of the scores that the contributions are differences of, of shape
+            (N,). Default: None (0)
 
     Returns:
         Tensor: Of shape (N, 2), in [0, 1].
@@ -107,10 +117,18 @@ def contribution_weights(first: Tensor, second: Tensor) -> Tensor:
         tensor([[0.7500, 0.2500],
                 [0.0000, 1.0000],
                 [0.5000, 0.5000]])
+        >>> contribution_weights(torch.tensor([4e-4, 1.65e-4, 3e-5]), torch.zeros(3), scale=torch.ones(3))
+        tensor([[1.0000, 0.0000],
+                [0.7500, 0.2500],
+                [0.5000, 0.5000]])
     """
     pair = torch.stack([first, second], 1).relu()
     total = pair.sum(1, keepdim=True)
-    return torch.where(total > 0, pair / torch.where(total > 0, total, 1.0), 0.5)
+    share = torch.where(total == 0, 0.5, pair / torch.where(total == 0, 1.0, total))
+    if scale is None:
+        return share
+    low, high = (floor * scale[:, None] for floor in (SCORE_FLOOR, WEIGHT_FLOOR))
+    return torch.where(total >= high, share, 0.5 + ((total - low) / (high - low)).clamp(min=0) * (share - 0.5))
 
 
 def weigh(maps: tuple[Tensor, Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:

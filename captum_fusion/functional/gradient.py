@@ -88,7 +88,7 @@ def fuse_layer_cams(maps: Sequence[Tensor], size: Sequence[int], gamma: float = 
     for single in maps:
         raised = upsample(single, size)
         largest = raised.amax(tuple(range(1, raised.dim())), keepdim=True)
-        shares.append(torch.where(largest > 0, raised / torch.where(largest > 0, largest, 1.0), 0.0))
+        shares.append(torch.where(largest <= 0, 0.0, raised / torch.where(largest <= 0, 1.0, largest)))
     scaled = [torch.tanh(gamma * share) for share in shares[:-1]] + shares[-1:]
     return normalize(torch.stack([single.to(scaled[-1].device) for single in scaled]).amax(0))
 
@@ -111,8 +111,8 @@ def xgrad_cam_weights(activations: Tensor, gradients: Tensor) -> Tensor:
     activations, gradients = at_least_float32(activations), at_least_float32(gradients)
     dims = spatial_dims(activations)
     total, noise = activations.sum(dims), FLOOR * activations.abs().sum(dims)
-    counts = total.abs() > noise
-    return torch.where(counts, (activations * gradients).sum(dims) / torch.where(counts, total, 1.0), 0.0)
+    nothing = total.abs() <= noise
+    return torch.where(nothing, 0.0, (activations * gradients).sum(dims) / torch.where(nothing, 1.0, total))
 
 
 def pixel_alphas(second: Tensor, third: Tensor, activations: Tensor) -> Tensor:
@@ -133,8 +133,8 @@ def pixel_alphas(second: Tensor, third: Tensor, activations: Tensor) -> Tensor:
     """
     left = 2 * second
     right = third * at_least_float32(activations).sum(spatial_dims(activations), keepdim=True).to(third.dtype)
-    counts = (left + right).abs() > FLOOR * (left.abs() + right.abs())
-    return torch.where(counts, second / torch.where(counts, left + right, 1.0), 0.0)
+    nothing = (left + right).abs() <= FLOOR * (left.abs() + right.abs())
+    return torch.where(nothing, 0.0, second / torch.where(nothing, 1.0, left + right))
 
 
 def grad_cam_plus_plus_weights(activations: Tensor, gradients: Tensor, normalize_alpha: bool = False) -> Tensor:
@@ -186,8 +186,8 @@ def sum_of_alphas(alphas: Tensor, gradients: Tensor, normalize_alpha: bool = Fal
     if normalize_alpha:
         alphas = torch.where(gradients > 0, alphas, 0.0)
         total = alphas.sum(dims, keepdim=True)
-        counts = total.abs() > FLOOR * alphas.abs().sum(dims, keepdim=True)
-        alphas = torch.where(counts, alphas / torch.where(counts, total, 1.0), 0.0)
+        nothing = total.abs() <= FLOOR * alphas.abs().sum(dims, keepdim=True)
+        alphas = torch.where(nothing, 0.0, alphas / torch.where(nothing, 1.0, total))
     return (alphas * gradients.relu()).sum(dims)
 
 
@@ -298,7 +298,7 @@ def shares(values: Tensor) -> Tensor:
                 [0.0000, 0.0000]])
     """
     total = values.sum(1, keepdim=True)
-    return torch.where(total > 0, values / torch.where(total > 0, total, 1.0), 0.0)
+    return torch.where(total <= 0, 0.0, values / torch.where(total <= 0, 1.0, total))
 
 
 def layer_weights(gradient: Tensor, activation: Tensor, weighting: str = "mean", balance: float = 0.5) -> Tensor:
@@ -325,7 +325,7 @@ def layer_weights(gradient: Tensor, activation: Tensor, weighting: str = "mean",
         weights = shares(by_gradient * by_activation)
     else:
         weights = torch.ones_like(by_gradient) / by_gradient.shape[1]
-    return torch.where(weights.sum(1, keepdim=True) > 0, weights, 1 / weights.shape[1])
+    return torch.where(weights.sum(1, keepdim=True) <= 0, 1 / weights.shape[1], weights)
 
 
 def distinct_maps(maps: Tensor, weights: Tensor, threshold: float | None) -> Tensor:
@@ -346,7 +346,7 @@ def distinct_maps(maps: Tensor, weights: Tensor, threshold: float | None) -> Ten
         >>> distinct_maps(maps, torch.tensor([[0.2, 0.3, 0.1, 0.4]]), 0.1)
         tensor([[False,  True,  True, False]])
     """
-    kept = maps.flatten(2).amax(2) > 0
+    kept = ~(maps.flatten(2).amax(2) <= 0)  # a map that is NaN is kept, so that the result is NaN
     if threshold is None:
         return kept
     flat = maps.flatten(2)

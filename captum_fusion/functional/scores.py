@@ -99,6 +99,8 @@ def contribution(score: Tensor, baseline: Tensor) -> Tensor:
 def drop(whole: Tensor, part: Tensor) -> Tensor:
     """Average Drop per example: ``100 max(0, Y - O) / Y``; 0 if ``Y = 0`` or the difference is within noise.
 
+    As in :func:`increase` and :func:`gain`, a score that is NaN gives NaN.
+
     Args:
         whole (Tensor): ``Y``, the score of the original input.
         part (Tensor): ``O``, the score of the highlighted part.
@@ -111,7 +113,7 @@ def drop(whole: Tensor, part: Tensor) -> Tensor:
         >>> drop(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.25, 0.75, 0.5]))
         tensor([50.,  0.,  0.])
     """
-    return torch.where(whole != 0, 100 * contribution(whole, part).relu() / torch.where(whole != 0, whole, 1.0), 0.0)
+    return _share(contribution(whole, part), whole)
 
 
 def increase(whole: Tensor, part: Tensor) -> Tensor:
@@ -129,7 +131,8 @@ def increase(whole: Tensor, part: Tensor) -> Tensor:
         >>> increase(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75]))
         tensor([  0., 100.])
     """
-    return 100 * (contribution(part, whole) > 0).to(whole.dtype)
+    gained = contribution(part, whole)
+    return torch.where(gained.isnan(), torch.nan, 100 * (gained > 0).to(gained.dtype))
 
 
 def gain(whole: Tensor, part: Tensor) -> Tensor:
@@ -147,5 +150,11 @@ def gain(whole: Tensor, part: Tensor) -> Tensor:
         >>> gain(torch.tensor([0.5, 1.0]), torch.tensor([0.75, 1.0]))
         tensor([50.,  0.])
     """
-    room = 1 - whole
-    return torch.where(room > 0, 100 * contribution(part, whole).relu() / torch.where(room > 0, room, 1.0), 0.0)
+    return _share(contribution(part, whole), (1 - whole).relu())
+
+
+def _share(difference: Tensor, whole: Tensor) -> Tensor:
+    """The positive part of a difference in percent of the whole; 0 of a whole of 0, NaN if the difference is NaN."""
+    nothing = whole == 0
+    share = 100 * difference.relu() / torch.where(nothing, 1.0, whole)
+    return torch.where(nothing & ~difference.isnan(), 0.0, share)

@@ -40,7 +40,7 @@ mask_inputs (sequence of int, optional): The indices of the inputs that are chan
     "preset": """\
 preset (str, optional): ``"rise"``, ``"groupcam"`` or ``"groupcam_head"``: the number of steps, and the blur of
     :func:`insertion`.
-    Default: ``"groupcam_head"`` (112 steps; a blur of 51 pixels with a standard deviation of 50)
+    Default: ``"groupcam_head"`` (112 steps; a Gaussian blur of 51 pixels with a standard deviation of 50)
 steps (int, optional): The number of steps, instead of the preset's.
     Default: None""",
     "score_fn": """\

@@ -51,6 +51,8 @@ def input_maps(attributions: Tensor, masking: Masking, name: str = "attributions
 def as_masks(maps: Tensor, normalize: bool) -> Tensor:
     """Maps in [0, 1]: their positive part stretched to [0, 1], or the maps themselves without ``normalize``.
 
+    A map that is not finite becomes NaN.
+
     Raises:
         ValueError: If they must be in [0, 1] and are not.
     """
@@ -66,7 +68,13 @@ def as_masks(maps: Tensor, normalize: bool) -> Tensor:
 
 def varies(maps: Tensor) -> Tensor:
     """Whether each map is finite and not constant up to rounding errors, (N,)."""
-    return formulas.normalize(maps).flatten(1).any(1)
+    return formulas.normalize(maps).flatten(1).amax(1) > 0
+
+
+def nan_where_undefined(values: Tensor, *maps: Tensor) -> Tensor:
+    """Values (N, ...), NaN for examples one of whose maps (N, ...) is not finite."""
+    broken = ~torch.stack([each.isfinite().flatten(1).all(1) for each in maps]).all(0).to(values.device)
+    return values.masked_fill(broken.reshape(-1, *[1] * (values.dim() - 1)), torch.nan)
 
 
 def pixel_ranks(flat: Tensor, descending: bool) -> Tensor:

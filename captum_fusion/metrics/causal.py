@@ -16,28 +16,26 @@ from captum_fusion._passes.passes import Passes
 from captum_fusion._types import Baselines, Target, TensorOrTupleOfTensors
 from captum_fusion.functional import ScoreFn
 from captum_fusion.metrics._docs import documented
-from captum_fusion.metrics._maps import input_maps, pixel_masks, pixel_ranks
+from captum_fusion.metrics._maps import input_maps, nan_where_undefined, pixel_masks, pixel_ranks
 
 
 class Preset(NamedTuple):
-    """The steps of a paper's curves, and the Gaussian blur that its insertion begins with.
+    """The steps of a paper's curves, and the blur that its insertion begins with.
 
     Attributes:
         steps: The number of steps. All but the last change the same number of pixels, ``ceil(pixels / steps)``.
-        kernel_size: The size of the blur's kernel, in pixels.
-        sigma: The blur's standard deviation, in pixels.
+        blur: The blur of an input.
     """
 
     steps: int
-    kernel_size: int
-    sigma: float
+    blur: Callable[[Tensor], Tensor]
 
 
 #: RISE (224 pixels a step of a picture of 224 x 224), Group-CAM (224 * 8) and its later code (224 * 2).
 PRESETS = {
-    "rise": Preset(224, 11, 5.0),
-    "groupcam": Preset(28, 51, 50.0),
-    "groupcam_head": Preset(112, 51, 50.0),
+    "rise": Preset(224, formulas.rise_blur),
+    "groupcam": Preset(28, formulas.gaussian_blur),
+    "groupcam_head": Preset(112, formulas.gaussian_blur),
 }
 
 
@@ -72,8 +70,8 @@ def deletion(
 ) -> Curve:
     """Deletion: pixels are replaced by the baseline, the most highlighted first. A lower area is better.
 
-    Pixels of equal value are replaced in reading order. From the paper: V. Petsiuk, A. Das, K. Saenko, "RISE",
-    BMVC 2018, https://arxiv.org/abs/1806.07421
+    Pixels of equal value are replaced in reading order. A map that is not finite gives NaN. From the paper: V. Petsiuk,
+    A. Das, K. Saenko, "RISE", BMVC 2018, https://arxiv.org/abs/1806.07421
 
     Args:
         {args}
@@ -129,7 +127,9 @@ def insertion(
 ) -> Curve:
     """Insertion: pixels of the original replace those of a blurred input, the most highlighted first. Higher is better.
 
-    The (normalised) input is blurred by a Gaussian with reflected borders. Otherwise as :func:`deletion`.
+    The (normalised) input is blurred as in the preset's code: ``"rise"`` by
+    :func:`captum_fusion.functional.rise_blur`, the others by :func:`captum_fusion.functional.gaussian_blur`. Any other
+    blurred input can be given as ``baselines``. Otherwise as :func:`deletion`.
 
     Args:
         {args}
@@ -239,7 +239,7 @@ def _check_start(name: str, baselines: Baselines | str) -> None:
 def _starting_at(passes: Passes, baselines: Baselines | str, preset: Preset) -> Passes:
     """The passes with baselines where insertion begins."""
     if isinstance(baselines, str):
-        return passes.blurred(preset.kernel_size, preset.sigma)
+        return passes.blurred(preset.blur)
     return passes.with_options(baselines=baselines)
 
 
@@ -267,5 +267,6 @@ def _curve(passes: Passes, attributions: Tensor, preset: Preset, score_fn: str |
     clean, base = passes.clean_scores(function), passes.baseline_scores(function)
     first, last = (clean, base) if shown_first else (base, clean)
     scores = torch.cat([first[:, None], between.to(first), last[:, None].to(first)], 1)
+    scores = nan_where_undefined(scores, flat)
     shares = torch.tensor([0, *counts, pixels], device=scores.device, dtype=scores.dtype) / pixels
     return Curve(torch.trapezoid(scores, shares, dim=1), shares, scores)

@@ -40,9 +40,9 @@ def coherency(
     The highlighted part of each input is explained again, and the result is ``(1 + r) / 2`` with Pearson's correlation
     ``r`` of the two maps. No other pass runs, so there is no ``forward_func``; the other positional arguments are those
     of every metric, and ``explanation_func`` is a keyword argument as in :func:`adcc`. The correlation with a map that
-    is constant or not finite is undefined and counts as coherency 0. From the paper: S. Poppi, M. Cornia, L. Baraldi,
-    R. Cucchiara, "Revisiting The Evaluation of Class Activation Mapping for Explainability", CVPRW 2021,
-    https://arxiv.org/abs/2104.10252
+    is constant is undefined and counts as coherency 0; a map that is not finite gives NaN. From the paper: S. Poppi, M.
+    Cornia, L. Baraldi, R. Cucchiara, "Revisiting The Evaluation of Class Activation Mapping for Explainability", CVPRW
+    2021, https://arxiv.org/abs/2104.10252
 
     Args:
         {args_without_network}
@@ -169,8 +169,8 @@ def adcc(
         coherent = _likeness(maps, again, passes.masking, normalize).to(whole)
         area = masks.to(whole).flatten(1).mean(1).clamp(0, 1)
         terms = torch.stack([coherent, 1 - area, 1 - drop])
-        positive = (terms > 0).all(0)
-        mean = torch.where(positive, 3 / torch.where(positive, terms, 1.0).reciprocal().sum(0), 0.0)
+        nothing = (terms <= 0).any(0) & ~terms.isnan().any(0)
+        mean = torch.where(nothing, 0.0, 3 / torch.where(nothing, 1.0, terms).reciprocal().sum(0))
     return ADCC(mean, coherent, area, drop)
 
 
@@ -205,4 +205,4 @@ def _likeness(maps: Tensor, again: Tensor, masking: Masking, normalize: bool) ->
     others = input_maps(again, masking, "the map of explanation_func")
     first, second = (values.relu() if normalize else values for values in (maps, others))
     coefficients, defined = correlation(first.flatten(1), second.flatten(1).to(first.device))
-    return torch.where(defined, (1 + coefficients) / 2, 0.0)
+    return torch.where(defined | coefficients.isnan(), (1 + coefficients) / 2, 0.0)

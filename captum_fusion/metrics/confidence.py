@@ -3,7 +3,7 @@
 A map that highlights everything keeps all of it. Report :func:`complexity`, the mask's area, beside these metrics, and
 insertion and deletion (:mod:`captum_fusion.metrics.causal`). :func:`~captum_fusion.metrics.coherency.adcc` combines
 area, confidence and coherency in one number. Score differences of at most 3e-5 of a score are rounding errors and count
-as 0 (:func:`captum_fusion.functional.contribution`).
+as 0 (:func:`captum_fusion.functional.contribution`). A map or score that is not finite gives NaN.
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ def win_rate(
             formulas.drop(whole, scores_under(as_masks(maps, normalize), passes, function))
             for maps in (own_maps, other_maps)
         )
-        return 100 * (formulas.contribution(other, own) > 0).to(whole.dtype)
+        return formulas.increase(own, other)
 
 
 def complexity(attributions: Tensor, *, normalize: bool = True) -> Tensor:
@@ -323,13 +323,19 @@ def complexity(attributions: Tensor, *, normalize: bool = True) -> Tensor:
         Tensor: Of shape (N,), in [0, 1].
 
     Raises:
-        ValueError: If the map must be in [0, 1] and is not.
+        ValueError: If the map must be in [0, 1] and is not, or if there are three dimensions and more than one channel.
 
     Examples::
 
         >>> complexity(torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]]))
         tensor([0.2500])
     """
+    shape = tuple(attributions.shape)
+    if not 3 <= len(shape) <= 5 or (len(shape) == 3 and shape[1] != 1):
+        raise ValueError(
+            f"attributions must be of shape (N, channels, *spatial), not {shape}; with one spatial dimension, sum the "
+            "channels first, because (N, height, width) looks the same"
+        )
     maps = channel_sum(attributions)
     return as_masks(maps, normalize).flatten(1).mean(1)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from captum_fusion import functional as formulas
 from captum_fusion._arguments import count, positive
 from captum_fusion.metrics._docs import documented
-from captum_fusion.metrics._maps import channel_sum, varies
+from captum_fusion.metrics._maps import channel_sum, nan_where_undefined, varies
 
 __all__ = ["boxes_to_masks", "energy_pointing_game", "localization_iou", "pointing_game", "segmentation_iou"]
 
@@ -55,14 +55,14 @@ def pointing_game(attributions: Tensor, masks: Tensor, *, tolerance: float = 15)
     squares = down[:, :, None] + across[:, None]
     accepted = (squares < near**2) | (squares == 0)
     hit = (accepted & masks).flatten(1).any(1) & varies(maps)
-    return hit.to(maps.dtype)
+    return nan_where_undefined(hit.to(maps.dtype), maps)
 
 
 @documented
 def energy_pointing_game(attributions: Tensor, masks: Tensor) -> Tensor:
     """Energy-based pointing game: the share of a map's positive part that lies on the object. Higher is better.
 
-    A map that has no positive value, or is not finite, gets 0. From the paper: H. Wang et
+    A map that has no positive value gets 0, one that is not finite NaN. From the paper: H. Wang et
     al., "Score-CAM", CVPRW 2020, https://arxiv.org/abs/1910.01279
 
     Args:
@@ -85,7 +85,8 @@ def energy_pointing_game(attributions: Tensor, masks: Tensor) -> Tensor:
     energy = _positive_share(maps).flatten(1)
     total = energy.sum(1)
     inside = (energy * masks.flatten(1)).sum(1)
-    return torch.where(total > 0, inside / torch.where(total > 0, total, 1.0), 0.0).clamp(0, 1).to(maps.dtype)
+    share = torch.where(total > 0, inside / torch.where(total > 0, total, 1.0), 0.0).clamp(0, 1)
+    return nan_where_undefined(share.to(maps.dtype), maps)
 
 
 @documented
@@ -97,9 +98,9 @@ def localization_iou(
     The map's box bounds the largest connected part of the pixels above ``threshold`` times the map's maximum. Pixels
     that share a corner are connected; of several largest parts the first in reading order counts. Of several boxes of
     an example the one with the largest overlap counts. An example without boxes gets 0, and so does a map that has no
-    positive value or is not finite. An overlap of at least 0.5 usually counts as localized. From the papers: B. Zhou
-    et al., CVPR 2016, https://arxiv.org/abs/1512.04150 (threshold 0.2); R. R. Selvaraju et al., "Grad-CAM",
-    https://arxiv.org/abs/1610.02391 (0.15).
+    positive value; a map that is not finite gets NaN. An overlap of at least 0.5 usually counts as localized. From the
+    papers: B. Zhou et al., CVPR 2016, https://arxiv.org/abs/1512.04150 (threshold 0.2); R. R. Selvaraju et al.,
+    "Grad-CAM", https://arxiv.org/abs/1610.02391 (0.15).
 
     Args:
         attributions (Tensor): A map for each example, of shape ``(N, C, h, w)``. Channels are summed, and the map is
@@ -133,7 +134,7 @@ def localization_iou(
     for i, (part, objects) in enumerate(zip(_largest_parts(maps, threshold), of_objects, strict=True)):
         if part.any() and len(objects):
             overlaps[i] = box_iou(bounding_boxes(part[None]), objects).max()
-    return overlaps
+    return nan_where_undefined(overlaps, maps)
 
 
 @documented
@@ -164,7 +165,7 @@ def segmentation_iou(attributions: Tensor, masks: Tensor, *, threshold: float = 
     masks, maps = _masks_and_maps(attributions, masks)
     parts = _largest_parts(maps, threshold).to(masks.device)
     shared, union = ((parts & masks).flatten(1).sum(1), (parts | masks).flatten(1).sum(1))
-    return (shared / union.clamp(min=1)).to(maps.dtype)
+    return nan_where_undefined((shared / union.clamp(min=1)).to(maps.dtype), maps)
 
 
 def boxes_to_masks(boxes: Sequence[Tensor], size: Sequence[int]) -> Tensor:

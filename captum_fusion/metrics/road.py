@@ -17,7 +17,7 @@ from captum_fusion._passes.passes import Passes
 from captum_fusion._types import Target, TensorOrTupleOfTensors
 from captum_fusion.functional import ScoreFn
 from captum_fusion.metrics._docs import documented
-from captum_fusion.metrics._maps import input_maps, pixel_masks, pixel_ranks
+from captum_fusion.metrics._maps import input_maps, nan_where_undefined, pixel_masks, pixel_ranks
 
 #: The weight of each neighbour of a pixel, by its offset (down, right).
 _NEIGHBOURS = {
@@ -63,9 +63,10 @@ def road(
 
     Each imputed pixel is the weighted mean of its neighbours, known or imputed, plus noise. Neighbours that share an
     edge have weight 1/6, those that share a corner 1/12, and those outside the picture 0. An image without known pixels
-    becomes its mean colour. Pixels of equal value are imputed in reading order, so a constant map gets 0. For inputs
-    with two spatial dimensions. From the paper: Y. Rong, T. Leemann, V. Borisov, G. Kasneci, E. Kasneci, "A Consistent
-    and Efficient Evaluation Strategy for Attribution Methods", ICML 2022, https://arxiv.org/abs/2202.00449
+    becomes its mean colour. Pixels of equal value are imputed in reading order, so a constant map gets 0; a map that is
+    not finite gets NaN. For inputs with two spatial dimensions. From the paper: Y. Rong, T. Leemann, V. Borisov, G.
+    Kasneci, E. Kasneci, "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022,
+    https://arxiv.org/abs/2202.00449
 
     Args:
         {args}
@@ -124,7 +125,7 @@ def road(
             return impute(x, mask[:, 0] > 0.5, deviation, seed)
 
         scores = passes.masked_scores(masks, owners, function, compose).reshape(2, len(shares), examples)
-        morf, lerf = scores.to(passes.output.device).mT
+        morf, lerf = (nan_where_undefined(part, flat) for part in scores.to(passes.output.device).mT)
     combined = ((lerf - morf) / 2).mean(1)
     return Road(combined, morf, lerf, torch.tensor(shares, dtype=combined.dtype, device=combined.device))
 

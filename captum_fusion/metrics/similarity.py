@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captum_fusion import functional as formulas
 from captum_fusion._arguments import choice
-from captum_fusion.metrics._maps import varies
+from captum_fusion.metrics._maps import nan_where_undefined, varies
 
 #: From two maps of each example, (N, 1, *spatial), to a value for each, (N,).
 Similarity = Callable[[Tensor, Tensor], Tensor]
@@ -18,14 +18,15 @@ Similarity = Callable[[Tensor, Tensor], Tensor]
 def correlation(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Pearson's correlation of flattened maps (N, P), in [-1, 1], and where it is defined.
 
-    It is 0 where it is not defined: for a map that is constant up to rounding errors, or not finite.
+    It is 0 where it is not defined, for a map that is constant up to rounding errors, and NaN for one that is not
+    finite.
     """
     maps = [formulas.precise(formulas.normalize(values)) for values in (first, second)]  # zeros where it is undefined
-    defined = torch.stack([values.any(1) for values in maps]).all(0)
+    defined = torch.stack([values.amax(1) > 0 for values in maps]).all(0)
     centered = [values - values.mean(1, keepdim=True) for values in maps]
     scale = torch.stack([values.norm(dim=1) for values in centered]).prod(0)
     coefficients = (centered[0] * centered[1]).sum(1) / torch.where(defined, scale, 1.0)
-    return torch.where(defined, coefficients, 0.0).clamp(-1, 1), defined
+    return nan_where_undefined(torch.where(defined, coefficients, 0.0).clamp(-1, 1), first, second), defined
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
         for maps in (first, second)
     ]
     coefficients = correlation(*ranks)[0].to(formulas.precise(first.new_zeros(0)))
-    return torch.where(defined, coefficients, 0.0)
+    return nan_where_undefined(torch.where(defined, coefficients, 0.0), first, second)
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
@@ -72,14 +73,16 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     windows = ((2 * mean_x * mean_y + small) * (2 * covariance + large)) / (
         (mean_x**2 + mean_y**2 + small) * (var_x + var_y + large)
     )
-    return torch.where(varies(first) & varies(second), windows.flatten(1).mean(1), 0.0)
+    return nan_where_undefined(
+        torch.where(varies(first) & varies(second), windows.flatten(1).mean(1), 0.0), first, second
+    )
 
 
 _SIMILARITIES: dict[str, Similarity] = {"spearman": spearman, "pearson": pearson, "ssim": ssim}
 
 
 def similarity_function(similarity: str | Similarity) -> Similarity:
-    """The function of a name, or the user's own, whose result is checked and 0 for constant maps.
+    """The function of a name, or the user's own, whose result is checked, 0 for constant maps and NaN for maps of NaN.
 
     Raises:
         TypeError: If it is neither a name nor callable.
@@ -95,7 +98,7 @@ def similarity_function(similarity: str | Similarity) -> Similarity:
         values = function(first, second)
         if not isinstance(values, Tensor) or values.shape != first.shape[:1]:
             raise ValueError(f"similarity must give a tensor with a value for each of the {len(first)} examples")
-        defined = (varies(first) & varies(second) & values.isfinite()).to(values.device)
-        return torch.where(defined, values, 0.0)
+        defined = (varies(first) & varies(second)).to(values.device)
+        return nan_where_undefined(torch.where(defined, values, 0.0), first, second)
 
     return checked
