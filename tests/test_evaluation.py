@@ -1007,7 +1007,7 @@ def test_presets_run(tmp_path: Path, preset: str) -> None:
 
 
 def small_demo() -> models.LoadedModel:
-    """The bundled network on pictures of half the size."""
+    """The digit network on pictures of half the size."""
     loaded = models.load_model("digits")
 
     def preprocess(image: Image.Image) -> Tensor:
