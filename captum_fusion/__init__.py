@@ -21,5 +21,6 @@ from captum_fusion.attr.region import *
 from captum_fusion.attr.replacing import *
 from captum_fusion.attr.rise import *
 from captum_fusion.attr.sampled import *
+from captum_fusion.explore import explore as explore
 
 __version__ = "0.1.0.dev0"
