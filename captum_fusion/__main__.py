@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from captum_fusion import __version__
-from captum_fusion._commands import demo, evaluate, explain, methods
+from captum_fusion._commands import demo, evaluate, explain, explore, methods
 from captum_fusion._commands.common import CommandError
 
 _DESCRIPTION = "See why a trained network decided: Fusion-CAM and its components, as Captum attributions."
@@ -22,10 +22,11 @@ examples:
       --layers backbone.stage4 --methods union-cam --save-map
   captum-fusion explain cat.jpg --model resnet18 --methods grad-cam score-cam fusion-cam:theta=20
   captum-fusion explain dog_and_cat.jpg --model resnet50 --target "bull mastiff" "tiger cat"
-  captum-fusion evaluate bundled --model bundled --output table
+  captum-fusion evaluate digits --model digits --output table
   captum-fusion evaluate imagenet/val --model resnet50 --preset fusioncam-table --limit 100 --output table
   captum-fusion evaluate imagenet/val --methods grad-cam fusion-cam captum.attr:Saliency --output table
   torchrun --nproc-per-node 4 -m captum_fusion evaluate imagenet/val --model resnet50 --output table
+  captum-fusion explore cat.jpg dog.jpg --model resnet50 --open
   captum-fusion methods
 """
 
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add(commands)
     explain.add(commands, _EPILOG)
     evaluate.add(commands, _EPILOG)
+    explore.add(commands)
     methods.add(commands)
     return parser
 

@@ -1,0 +1,599 @@
+"""The page, with Gradio: components, what happens when they change, and what belongs to a visitor."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captum_fusion import functional
+from captum_fusion.attr.catalog import METHODS
+from captum_fusion.evaluation import methods
+from captum_fusion.explore import bundle, drawing, text
+from captum_fusion.explore.drawing import Display
+from captum_fusion.explore.pictures import Picture
+from captum_fusion.explore.recipes import COMPONENTS, Recipe
+from captum_fusion.explore.session import CancelledError, Explanation, Question, Session, Watch, top_share
+from captum_fusion.explore.sources import Example
+
+#: The most methods side by side.
+PANELS = 4
+
+#: The method of the first screen, which is quick.
+FIRST = "fusion-cam:max_evaluations=64"
+
+#: Runs that take longer, in seconds, wait for the button.
+QUICK = 6.0
+
+#: The largest upload.
+LARGEST = "20mb"
+
+_STEPS = 4
+_COLUMN = {"min_width": 240}
+
+
+@dataclass
+class Visitor:
+    """What belongs to one open page.
+
+    Attributes:
+        picture: The picture.
+        explanations: The maps that are shown.
+        drawn: Their drawings.
+        wanted: The number of the newest run.
+        cancelled: The number of the newest run that was cancelled.
+        finished: The number of the newest run that ended.
+        folder: Files to download.
+    """
+
+    picture: Picture | None = None
+    explanations: list[Explanation] = field(default_factory=list)
+    drawn: list[Image.Image] = field(default_factory=list)
+    wanted: int = 0
+    cancelled: int = 0
+    finished: int = 0
+    folder: Any = field(default_factory=lambda: tempfile.TemporaryDirectory(prefix="captum_fusion_"))
+
+
+class Page:
+    """The page of a session.
+
+    Args:
+        session (Session): The network.
+        examples (sequence of Example): The pictures to choose from.
+    """
+
+    def __init__(self, session: Session, examples: Sequence[Example]) -> None:
+        self.session, self.examples = session, examples
+        self._visitors: dict[str, Visitor] = {}
+
+    # ----------------------------------------------------------------------------------------------------- the parts
+
+    def blocks(self) -> gr.Blocks:
+        """Build the page."""
+        with gr.Blocks(title="captum_fusion explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+            gr.Markdown(
+                "## Why this class?\n"
+                "Choose a picture and a class. The map shows which parts of the picture the network's decision is "
+                f"based on. Network: **{self.session.loaded.name}**."
+            )
+            with gr.Row():
+                with gr.Column(scale=3, min_width=300):
+                    self._build_picture()
+                with gr.Column(scale=8, min_width=320):
+                    self._build_method()
+                    self._build_panels()
+                    self._build_display()
+                    with gr.Tabs():
+                        self._build_ask()
+                        self._build_brush()
+                        self._build_steps()
+                        self._build_downloads()
+            self._connect(blocks)
+        return blocks
+
+    def _build_picture(self) -> None:
+        self.image = gr.Image(
+            label="Picture", type="filepath", image_mode=None, height=230, sources=["upload", "clipboard"], buttons=[],
+            elem_id="picture",
+        )  # fmt: skip
+        thumbnails = []
+        for example in self.examples:
+            with Image.open(example.path) as opened:
+                opened.thumbnail((240, 240))
+                thumbnails.append((opened.convert("RGB"), example.credit or None))
+        self.gallery = gr.Gallery(
+            thumbnails, label="Pictures to try", columns=4, height=120, allow_preview=False, object_fit="cover",
+            buttons=[], interactive=False, visible=bool(thumbnails), elem_id="examples",
+        )  # fmt: skip
+        self.note = gr.HTML(elem_id="note")
+        self.target = gr.Radio(
+            [], label="What the network sees; click a class to explain it", elem_classes="cf-classes", elem_id="target"
+        )
+        names = [(name, index) for index, name in enumerate(self.session.class_names)]
+        self.rival = gr.Dropdown(
+            [("(no other class)", -1), *names], value=-1, label="... rather than", filterable=True, elem_id="rival"
+        )
+        self.other = gr.Dropdown(names, value=None, label="Explain any other class", elem_id="other")
+
+    def _build_method(self) -> None:
+        session = self.session
+        with gr.Row():
+            self.methods = gr.Dropdown(
+                self._method_choices(None, ""), value=[FIRST], multiselect=True, max_choices=PANELS,
+                allow_custom_value=True, label=f"Methods (up to {PANELS} side by side)", scale=3, elem_id="methods",
+            )  # fmt: skip
+            shapes = {session.layer: session.layers.get(session.layer), **session.layers}
+            layers = [
+                (f"{name} ({' x '.join(map(str, shape))})" if shape else name, name) for name, shape in shapes.items()
+            ]
+            self.layer = gr.Dropdown(layers, value=session.layer, label="Layer", scale=2, elem_id="layer")
+        with gr.Row(visible=True) as self.components:
+            own = ("(the method's own)", "")
+            self.gradient = gr.Dropdown(
+                [own, *_names("gradient")], value="", label="Gradient part of the fusion", elem_id="gradient"
+            )
+            self.region = gr.Dropdown(
+                [own, *_names("region", "activation")], value="", label="Region part of the fusion", elem_id="region"
+            )
+        with gr.Row(equal_height=True):
+            self.status = gr.HTML(elem_id="status", min_height=28)
+            self.explain = gr.Button("Explain", variant="primary", scale=0, min_width=120, elem_id="explain")
+            self.cancel = gr.Button("Cancel", scale=0, min_width=120, interactive=False, elem_id="cancel")
+
+    def _build_panels(self) -> None:
+        self.panels: list[tuple[gr.Column, gr.Image, gr.HTML]] = []
+        with gr.Row():
+            for i in range(PANELS):
+                with gr.Column(visible=i == 0, **_COLUMN) as column:
+                    image = gr.Image(
+                        show_label=False, interactive=False, format="jpeg", buttons=["fullscreen"], height=420,
+                        elem_id=f"map{i}", alt_text="The picture with the map over it",
+                    )  # fmt: skip
+                    caption = gr.HTML(elem_id=f"caption{i}")
+                self.panels.append((column, image, caption))
+
+    def _build_display(self) -> None:
+        with gr.Row():
+            self.mode = gr.Radio(list(drawing.MODES), value=drawing.MODES[0], label="Show as", elem_id="mode", scale=3)
+            self.shared = gr.Radio(
+                [("one for each map", False), ("one for all maps", True)], value=False, label="Scale",
+                info="For all: one colour is the same share of the map", elem_id="shared", scale=3,
+            )  # fmt: skip
+            self.cmap = gr.Dropdown(
+                list(drawing.CMAPS), value=drawing.CMAPS[0], label="Colours", scale=1, min_width=120
+            )
+        with gr.Row():
+            self.alpha = gr.Slider(0, 1, Display().alpha, step=0.05, label="Opacity", elem_id="alpha")
+            self.threshold = gr.Slider(0, 1, 0, step=0.05, label="Hide values below", elem_id="threshold")
+        self.display = [self.mode, self.alpha, self.cmap, self.threshold, self.shared]
+
+    def _build_ask(self) -> None:
+        with gr.Tab("Ask the network"):
+            with gr.Row():
+                self.share = gr.Slider(5, 95, 30, step=5, label="Highlighted part, % of the picture", elem_id="share")
+                self.fill = gr.Radio(
+                    [("grey", "mean"), ("blur", "blur")], value="mean", label="Hide with", elem_id="fill"
+                )
+                self.asked = gr.Dropdown([], label="Map", visible=False, elem_id="asked")
+            with gr.Row():
+                self.only = gr.Image(label="Only the highlighted part", **_still("only"))
+                self.without = gr.Image(label="The highlighted part hidden", **_still("without"))
+            self.answer = gr.HTML(elem_id="answer")
+
+    def _build_brush(self) -> None:
+        with gr.Tab("Brush a part away"):
+            gr.Markdown("Paint over a part of the picture and ask what the network sees without it.")
+            with gr.Row():
+                with gr.Column(scale=3, min_width=300):
+                    self.editor = gr.ImageEditor(
+                        type="pil", sources=(), transforms=(), layers=False, show_label=False, height=460,
+                        brush=gr.Brush(default_size=36, colors=["#e6308a"], color_mode="fixed"), elem_id="editor",
+                        buttons=[],
+                    )  # fmt: skip
+                with gr.Column(scale=2, min_width=300):
+                    self.brush = gr.Button("Ask without the painted part", variant="primary", elem_id="brush")
+                    self.brushed = gr.HTML(elem_id="brushed")
+
+    def _build_steps(self) -> None:
+        with gr.Tab("Steps of the fusion"):
+            self.steps_note = gr.HTML(elem_id="steps_note")
+            self.steps: list[tuple[gr.Image, gr.HTML]] = []
+            with gr.Row():
+                for i in range(_STEPS):
+                    with gr.Column(min_width=150):
+                        image = gr.Image(show_label=False, visible=False, **_still(f"step{i}", 230))
+                        self.steps.append((image, gr.HTML(elem_id=f"stepcaption{i}")))
+
+    def _build_downloads(self) -> None:
+        with gr.Tab("Download"), gr.Row():
+            self.downloads = [
+                gr.DownloadButton(label, interactive=False, elem_id=f"download_{key}", min_width=200)
+                for key, label in (
+                    ("picture", "Picture (.png)"),
+                    ("map", "Map (.npy)"),
+                    ("bundle", "Bundle: maps, manifest and the code that makes them again (.zip)"),
+                )
+            ]
+
+    # ---------------------------------------------------------------------------------------------------- the wiring
+
+    def _connect(self, blocks: gr.Blocks) -> None:
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        chosen = [self.target, self.rival, self.methods, self.layer, self.gradient, self.region]
+        opened = [self.image, self.note, self.target, self.rival, self.other, self.methods, self.editor, self.brushed]
+        drawn: list[Any] = [part for panel in self.panels for part in panel]
+        drawn += [part for step in self.steps for part in step] + [self.steps_note, self.asked]
+        asking = [self.share, self.fill, self.asked]
+        answered = [self.only, self.without, self.answer]
+
+        def show(event: Any) -> None:
+            """Draw after a run."""
+            event = event.then(self._redraw, self.display, drawn, concurrency_limit=None, **quiet)
+            event = event.then(self._ask, asking, answered, concurrency_id="network", **quiet)
+            event.then(self._files, None, self.downloads, concurrency_limit=None, **quiet)
+
+        def run(event: Any, function: Callable[..., Any]) -> None:
+            event = event.then(
+                function, chosen, [self.status], concurrency_id="network", concurrency_limit=1, show_progress="full",
+                show_progress_on=[image for _, image, _ in self.panels], api_visibility="private",
+            )  # fmt: skip
+            show(event.then(self._end, None, [self.explain, self.cancel], queue=False, **quiet))
+
+        begin: dict[str, Any] = {"outputs": [self.explain, self.cancel], "queue": False, **quiet}
+        network: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, **quiet}
+        for event, function, inputs in (
+            (blocks.load, self._open_first, None),
+            (self.gallery.select, self._open_example, None),
+            (self.image.upload, self._open_upload, [self.image]),
+        ):
+            run(event(self._begin, **begin).then(function, inputs, opened, **network), self._run_if_quick)
+        added = self.other.input(self._begin, **begin)
+        added = added.then(self._add_class, [self.other, self.target], [self.target, self.other], **quiet)
+        run(added, self._run_if_quick)
+        changed = [part.input for part in (self.target, self.rival, self.methods, self.gradient, self.region)]
+        run(gr.on(changed, self._begin, **begin), self._run_if_quick)
+        layer = self.layer.input(self._begin, **begin)
+        run(layer.then(self._layer_changed, [self.layer], [self.methods], **quiet), self._run_if_quick)
+        self.methods.change(_components, [self.methods], [self.components, self.gradient], queue=False, **quiet)
+        run(self.explain.click(self._begin, **begin), self._run)
+        self.cancel.click(self._cancel, **begin)
+        redraw = gr.on(
+            [part.input for part in self.display], self._redraw, self.display, drawn, trigger_mode="always_last",
+            concurrency_limit=None, **quiet,
+        )  # fmt: skip
+        redraw.then(self._files, None, self.downloads, concurrency_limit=None, **quiet)
+        gr.on([part.input for part in asking], self._ask, asking, answered, trigger_mode="always_last", **network)
+        self.brush.click(self._brush, [self.editor, self.fill], [self.brushed], **network)
+        blocks.unload(self._leave)
+
+    def _visitor(self, request: gr.Request) -> Visitor:
+        return self._visitors.setdefault(str(request.session_hash), Visitor())
+
+    def _leave(self, request: gr.Request) -> None:
+        visitor = self._visitors.pop(str(request.session_hash), None)
+        if visitor is not None:
+            visitor.wanted += 1
+            visitor.folder.cleanup()
+
+    def _begin(self, request: gr.Request) -> tuple[Any, Any]:
+        """Order a run; one that goes on ends."""
+        visitor = self._visitor(request)
+        visitor.wanted += 1
+        return _buttons(runs=True)
+
+    def _cancel(self, request: gr.Request) -> tuple[Any, Any]:
+        visitor = self._visitor(request)
+        visitor.cancelled = visitor.wanted
+        return _buttons(runs=False)
+
+    def _end(self, request: gr.Request) -> tuple[Any, Any]:
+        visitor = self._visitor(request)
+        return _buttons(runs=visitor.wanted not in (visitor.finished, visitor.cancelled))
+
+    # --------------------------------------------------------------------------------------------------- the picture
+
+    def _open_first(self, request: gr.Request) -> list[Any]:
+        return self._open(self.examples[0].path, request) if self.examples else [gr.skip()] * 8
+
+    def _open_example(self, chosen: gr.SelectData, request: gr.Request) -> list[Any]:
+        return self._open(self.examples[chosen.index].path, request)
+
+    def _open_upload(self, path: str | None, request: gr.Request) -> list[Any]:
+        return [gr.skip()] * 8 if path is None else self._open(Path(path), request)
+
+    def _open(self, path: Path, request: gr.Request) -> list[Any]:
+        visitor, session = self._visitor(request), self.session
+        try:
+            picture = session.open(path)
+        except ValueError as error:
+            previous = None if visitor.picture is None else visitor.picture.view
+            return [previous, text.note(str(error), error=True), *[gr.skip()] * 6]
+        visitor.picture, visitor.explanations = picture, []
+        top = session.top(picture)
+        remark = f"{picture.name}: {picture.size[0]} x {picture.size[1]} pixels"
+        if picture.unseen > 0.02:
+            remark += f"; the network sees its middle, {text.percent(1 - picture.unseen)} of it"
+        return [
+            picture.view,
+            text.note(remark),
+            gr.Radio(self._class_choices(picture, top), value=top[0]),
+            -1,
+            None,
+            gr.Dropdown(self._method_choices(picture, "")),
+            picture.view,
+            "",
+        ]
+
+    def _class_choices(self, picture: Picture, indices: Sequence[int]) -> list[tuple[str, int]]:
+        names = self.session.class_names
+        return [(f"{names[index]}: {text.percent(float(picture.scores[index]))}", index) for index in indices]
+
+    def _add_class(self, wanted: int | None, target: int | None, request: gr.Request) -> tuple[Any, Any]:
+        visitor = self._visitor(request)
+        if wanted is None or visitor.picture is None:
+            return target, None
+        indices = list(dict.fromkeys([*self.session.top(visitor.picture), wanted]))
+        return gr.Radio(self._class_choices(visitor.picture, indices), value=wanted), None
+
+    def _method_choices(self, picture: Picture | None, layer: str) -> list[tuple[str, str]]:
+        """The methods with their prices."""
+        choices = []
+        for name in (FIRST, *METHODS):
+            known = None if picture is None else text.price(self.session.cost(Recipe(name), picture, layer))
+            choices.append((f"{name} ({known})" if known else name, name))
+        return choices
+
+    def _layer_changed(self, layer: str, request: gr.Request) -> Any:
+        visitor = self._visitor(request)
+        return gr.Dropdown(self._method_choices(visitor.picture, layer))
+
+    # ------------------------------------------------------------------------------------------------------- the run
+
+    def _run_if_quick(
+        self, target: Any, rival: int, specs: list[str], layer: str, gradient: str, region: str,
+        request: gr.Request, progress: Any = gr.Progress(),  # noqa: B008 - Gradio's way to ask for it
+    ) -> str:  # fmt: skip
+        """Make the maps, unless this takes long."""
+        return self._explain(target, rival, _recipes(specs, gradient, region), layer, request, progress, QUICK)
+
+    def _run(
+        self, target: Any, rival: int, specs: list[str], layer: str, gradient: str, region: str,
+        request: gr.Request, progress: Any = gr.Progress(),  # noqa: B008
+    ) -> str:  # fmt: skip
+        return self._explain(target, rival, _recipes(specs, gradient, region), layer, request, progress, float("inf"))
+
+    def _explain(
+        self,
+        target: Any,
+        rival: int,
+        recipes: list[Recipe],
+        layer: str,
+        request: gr.Request,
+        progress: Any,
+        most: float,
+    ) -> str:
+        visitor = self._visitor(request)
+        number, picture = visitor.wanted, visitor.picture
+        visitor.finished = max(visitor.finished, number)
+
+        def is_cancelled() -> bool:
+            return visitor.wanted != number or visitor.cancelled >= number
+
+        if picture is None or target is None:
+            return text.note("Choose a picture first.")
+        if not recipes:
+            return text.note("Choose a method.")
+        if rival == target:
+            return text.note("The two classes are the same; choose another one to compare with.", error=True)
+        question = Question(int(target), None if rival in (None, -1) else int(rival), layer)
+        costs = [self.session.cost(recipe, picture, layer) for recipe in recipes]
+        samples = sum(known[0].forward_samples + known[0].layer_samples for known in costs if known)
+        seconds = sum(known[1] for known in costs if known)
+        if seconds > most and not all(self.session.has(picture, question, recipe) for recipe in recipes):
+            visitor.explanations = []
+            return text.note(f"{samples:.0f} samples, {text.duration(seconds)}. Press Explain to start.")
+        watch = Watch(_reporter(progress, max(1, int(samples))), is_cancelled)
+        done, failures = [], []
+        try:
+            for recipe in recipes:
+                try:
+                    done.append(self.session.explain(picture, question, recipe, watch))
+                except ValueError as error:
+                    failures.append(str(error))
+        except CancelledError:
+            return text.note("Cancelled.")
+        visitor.explanations = done
+        return text.note(" ".join([*failures, text.spent(done) if done else ""]).strip(), error=bool(failures))
+
+    # --------------------------------------------------------------------------------------------------- the display
+
+    def _redraw(
+        self, mode: str, alpha: float, cmap: str, threshold: float, shared: bool, request: gr.Request
+    ) -> list[Any]:
+        """Draw the maps; the network does not run."""
+        visitor, names = self._visitor(request), self.session.class_names
+        display = Display(mode, alpha, cmap, threshold, shared)
+        shown = visitor.explanations
+        if visitor.picture is None:
+            visitor.drawn = []
+        else:
+            visitor.drawn = drawing.draw(visitor.picture.view, [one.heat for one in shown], display)
+        values: list[Any] = []
+        for i in range(PANELS):
+            if i < len(shown):
+                values += [gr.Column(visible=True), visitor.drawn[i], text.caption(shown[i], names)]
+            else:
+                plain = visitor.picture.view if i == 0 and visitor.picture is not None else None
+                values += [gr.Column(visible=i == 0), plain, ""]
+        return [*values, *self._draw_steps(visitor, display), _asked_choices(shown)]
+
+    def _draw_steps(self, visitor: Visitor, display: Display) -> list[Any]:
+        fused = next((one for one in visitor.explanations if one.details is not None), None)
+        if fused is None or fused.details is None or visitor.picture is None:
+            note = text.note("Choose fusion-cam or union-cam to see how its map came about.")
+            return [part for _ in range(_STEPS) for part in (gr.Image(None, visible=False), "")] + [note]
+        details = fused.details
+        maps = [details.denoised_map, details.region_map, details.union_map]
+        heats = [functional.at_least_float32(one[0, 0]).float().cpu() for one in maps] + [fused.heat]
+        view = visitor.picture.view.copy()
+        view.thumbnail((400, 400))
+        images = drawing.draw(view, heats, display)
+        values: list[Any] = []
+        for image, caption in zip(images, text.steps(fused), strict=True):
+            values += [gr.Image(image, visible=True), caption]
+        sentence = (
+            f"{fused.recipe.label}: the gradient map and the region map are weighted by the score of the part of the "
+            "picture that each shows alone."
+        )
+        return [*values, text.note(sentence)]
+
+    # ------------------------------------------------------------------------------------------------------ questions
+
+    def _ask(self, share: float, fill: str, asked: str | None, request: gr.Request) -> tuple[Any, Any, str]:
+        """Show the network only the highlighted part, and everything else."""
+        visitor = self._visitor(request)
+        picture, shown = visitor.picture, visitor.explanations
+        if picture is None or not shown:
+            return None, None, ""
+        one = next((one for one in shown if one.recipe.label == asked), shown[0])
+        mask = top_share(one.heat, share / 100)
+        columns = {
+            "Whole picture": picture.scores,
+            "Only the highlighted part": self.session.ask(picture, mask, fill),
+            "Highlighted part hidden": self.session.ask(picture, 1 - mask, fill),
+        }
+        views = drawing.masked(picture.view, mask), drawing.masked(picture.view, 1 - mask)
+        return *views, self._table(picture, one.question, columns)
+
+    def _brush(self, edited: dict[str, Any] | None, fill: str, request: gr.Request) -> str:
+        """Show the network the picture without the painted part."""
+        visitor = self._visitor(request)
+        picture = visitor.picture
+        painted = _painted(edited, None if picture is None else tuple(picture.inputs.shape[2:]))
+        if picture is None or painted is None:
+            return text.note("Nothing is painted yet: choose the brush and paint over a part of the picture.")
+        columns = {"Whole picture": picture.scores, "Without it": self.session.ask(picture, 1 - painted, fill)}
+        question = visitor.explanations[0].question if visitor.explanations else None
+        area = text.note(f"{text.percent(float(painted.mean()))} of what the network sees is painted over.")
+        return area + self._table(picture, question, columns)
+
+    def _table(self, picture: Picture, question: Question | None, columns: dict[str, Tensor]) -> str:
+        asked = [] if question is None else [question.target, question.rival]
+        best = [
+            self.session.top(picture, 4),
+            *(scores.topk(min(2, len(scores))).indices.tolist() for scores in columns.values()),
+        ]
+        indices = [index for index in dict.fromkeys([*asked, *(i for some in best for i in some)]) if index is not None]
+        return text.table(self.session.class_names, indices, columns)
+
+    # ---------------------------------------------------------------------------------------------------------- files
+
+    def _files(self, request: gr.Request) -> list[Any]:
+        """Write the files to download."""
+        visitor = self._visitor(request)
+        picture, shown, drawn = visitor.picture, visitor.explanations, visitor.drawn
+        if picture is None or not shown or len(drawn) != len(shown):
+            return [gr.DownloadButton(value=None, interactive=False)] * 3
+        stem = bundle.safe_name(Path(picture.name).stem)
+        files = {
+            f"{stem}_map.png": bundle.png(drawing.side_by_side(drawn)),
+            f"{stem}_map.npy": bundle.arrays(shown),
+            f"{stem}_bundle.zip": bundle.bundle(self.session, picture, shown, drawn),
+        }
+        values = []
+        for name, content in files.items():
+            path = Path(visitor.folder.name) / name
+            path.write_bytes(content)
+            values.append(gr.DownloadButton(value=str(path), interactive=True))
+        return values
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _buttons(runs: bool) -> tuple[Any, Any]:
+    """The buttons that start and cancel a run."""
+    return gr.Button(interactive=not runs), gr.Button(interactive=runs)
+
+
+def _still(name: str, height: int = 300) -> dict[str, Any]:
+    """Options of a picture that is only looked at."""
+    return {"interactive": False, "format": "jpeg", "buttons": ["fullscreen"], "height": height, "elem_id": name}
+
+
+def _names(*families: str) -> list[str]:
+    return [name for name, method in METHODS.items() if method.info.family in families]
+
+
+def _components(specs: list[str]) -> tuple[Any, Any]:
+    """Show the components where a method has them."""
+    taken = {part for spec in specs for part in COMPONENTS.get(methods.parse(spec).name, ())}
+    return gr.Row(visible=bool(taken)), gr.Dropdown(visible="gradient" in taken)
+
+
+def _recipes(specs: Sequence[str], gradient: str, region: str) -> list[Recipe]:
+    recipes = []
+    for spec in specs:
+        taken = COMPONENTS.get(spec.partition(":")[0], ())
+        given = {"gradient": gradient or None, "region": region or None}
+        recipes.append(Recipe(spec, **{key: value for key, value in given.items() if key in taken}))
+    return recipes[:PANELS]
+
+
+def _asked_choices(shown: Sequence[Explanation]) -> Any:
+    labels = [one.recipe.label for one in shown]
+    return gr.Dropdown(labels, value=labels[0] if labels else None, visible=len(labels) > 1)
+
+
+def _reporter(progress: Any, total: int) -> Callable[[int], None]:
+    """Reports samples at most ten times a second."""
+    last = 0.0
+
+    def report(samples: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.1:
+            last = time.monotonic()
+            progress((min(samples, total), total), unit="samples")
+
+    return report
+
+
+def _painted(edited: dict[str, Any] | None, size: tuple[int, ...] | None) -> Tensor | None:
+    """The painted part of an edited picture, as a mask, (H, W); None if nothing is painted."""
+    if not edited or size is None:
+        return None
+    mask = torch.zeros(size)
+    for layer in edited.get("layers") or []:
+        alpha = layer.convert("RGBA").getchannel("A").resize((size[1], size[0]), Image.Resampling.BOX)
+        mask = torch.maximum(mask, (torch.tensor(list(alpha.getdata())).reshape(size) > 64).float())
+    return mask if mask.any() else None
+
+
+def serve(session: Session, examples: Sequence[Example], **launch: Any) -> gr.Blocks:
+    """Serve the page.
+
+    Args:
+        session (Session): The network.
+        examples (sequence of Example): The pictures to choose from.
+        launch (Any, optional): Arguments of ``gradio.Blocks.launch``.
+
+    Returns:
+        gradio.Blocks: The page.
+    """
+    blocks = Page(session, examples).blocks()
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    usual: dict[str, Any] = {
+        "show_error": True, "max_file_size": LARGEST, "footer_links": [], "quiet": True, "ssr_mode": False,
+        "theme": theme, "css": text.CSS,
+    }  # fmt: skip
+    blocks.launch(**{**usual, **launch})
+    return blocks

@@ -1,0 +1,207 @@
+"""How a map is made: a method of the catalogue with its options and components, as an object and as Python lines."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from captum_fusion import layers
+from captum_fusion.attr.catalog import METHODS
+from captum_fusion.evaluation import methods
+
+#: The methods whose components can be exchanged, with the names of the components.
+COMPONENTS = {"fusion-cam": ("gradient", "region"), "union-cam": ("region",)}
+
+
+class Recipe(NamedTuple):
+    """A method with its options, and the components of a fusion.
+
+    Attributes:
+        method: A spec of a method of the catalogue, such as ``"fusion-cam:theta=5"``.
+        gradient: The spec of the gradient component of a fusion. Default: None (the method's own)
+        region: The spec of the region component. Default: None (the method's own)
+    """
+
+    method: str
+    gradient: str | None = None
+    region: str | None = None
+
+    @property
+    def label(self) -> str:
+        """A short title."""
+        parts = [part for part in self._components().values() if part is not None]
+        return self.method + (f" ({' + '.join(parts)})" if parts else "")
+
+    def _components(self) -> dict[str, str | None]:
+        """The given components, as far as the method takes them."""
+        names = COMPONENTS.get(methods.parse(self.method).name, ())
+        return {name: getattr(self, name) for name in names}
+
+    def construction(self, layer: Sequence[str], options: Mapping[str, Any]) -> Construction:
+        """The call that makes the attribution object.
+
+        Args:
+            layer (sequence of str): Dotted names of the layers; methods that do not fuse layers explain the last.
+            options (mapping): Constructor options for the classes that have them.
+
+        Raises:
+            ValueError: For an unknown method or option.
+        """
+        spec = methods.parse(self.method)
+        made = _construction(spec, layer, options)
+        parts = {
+            f"{name}_method": _construction(methods.parse(text), layer, options)
+            for name, text in self._components().items()
+            if text is not None
+        }
+        if "region_method" in parts:
+            limit = made.options.pop("max_evaluations", None)
+            if limit is not None and methods.takes(parts["region_method"].name, "max_evaluations"):
+                parts["region_method"].options.setdefault("max_evaluations", limit)
+        return made._replace(options={**parts, **made.options})
+
+
+class Construction(NamedTuple):
+    """A call of a method's constructor.
+
+    Attributes:
+        name: The name of the method in the catalogue.
+        layers: Dotted names of its layers; None if the method explains none.
+        options: The options of the constructor; a component is a construction.
+    """
+
+    name: str
+    layers: tuple[str, ...] | None
+    options: dict[str, Any]
+
+    def build(self, model: nn.Module, network: nn.Module) -> Any:
+        """Make the attribution object.
+
+        Args:
+            model (Module): The network that the layers are found in.
+            network (Module): The network that is explained: the same, or one that contains it.
+
+        Raises:
+            ValueError: For an option that the method refuses.
+        """
+        options = {
+            key: value.build(model, network) if isinstance(value, Construction) else value
+            for key, value in self.options.items()
+        }
+        found = [layers.find_layer(model, name) for name in self.layers or ()]
+        try:
+            return METHODS[self.name].build(network, found, **options)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.name}: {error}") from error
+
+    def code(self) -> str:
+        """The call as Python, with ``network`` and ``layer`` (``layers`` for several) for its first two arguments."""
+        arguments = ["network"]
+        if self.layers is not None:
+            arguments.append("layers" if len(self.layers) > 1 else "layer")
+        for key, value in self.options.items():
+            arguments.append(f"{key}={value.code() if isinstance(value, Construction) else repr(value)}")
+        return f"{METHODS[self.name].cls.__name__}({', '.join(arguments)})"
+
+    def imports(self) -> dict[str, set[str]]:
+        """The classes that :meth:`code` names, for each package."""
+        cls = METHODS[self.name].cls
+        package = "captum_fusion" if cls.__module__.startswith("captum_fusion.") else "captum.attr"
+        found: dict[str, set[str]] = {package: {cls.__name__}}
+        for value in self.options.values():
+            if isinstance(value, Construction):
+                for key, names in value.imports().items():
+                    found.setdefault(key, set()).update(names)
+        return found
+
+
+def _construction(spec: methods.MethodSpec, layer: Sequence[str], options: Mapping[str, Any]) -> Construction:
+    if spec.name not in METHODS:
+        raise methods.unknown("method", spec.name, METHODS)
+    for key in spec.options:
+        if not methods.takes(spec.name, key):
+            raise ValueError(f"{spec.name} has no option {key!r}")
+    kept = {key: value for key, value in options.items() if methods.takes(spec.name, key)}
+    names = None
+    if "layer" in inspect.signature(METHODS[spec.name].cls.__init__).parameters:
+        names = tuple(layer) if METHODS[spec.name].info.fuses_layers else tuple(layer[-1:])
+    return Construction(spec.name, names, {**kept, **spec.options})
+
+
+# ----------------------------------------------------------------------------------------------------------------- cost
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a map costs.
+
+    Attributes:
+        forward_samples: Samples that go through the whole network.
+        backward_samples: Samples that come back.
+        layer_samples: Forward samples that begin at the layer.
+    """
+
+    forward_samples: float
+    backward_samples: float = 0.0
+    layer_samples: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.forward_samples + other.forward_samples,
+            self.backward_samples + other.backward_samples,
+            self.layer_samples + other.layer_samples,
+        )
+
+
+def cost(recipe: Recipe, channels: int, positions: int) -> Cost | None:
+    """The cost of a recipe, from the catalogue's formulas.
+
+    Args:
+        recipe (Recipe): The method.
+        channels (int): The live channels of the layer.
+        positions (int): The positions of the layer.
+
+    Returns:
+        Cost or None: None if a formula is not understood.
+
+    Examples::
+
+        >>> cost(Recipe("score-cam"), 512, 169).forward_samples
+        513.0
+        >>> cost(Recipe("fusion-cam:max_evaluations=64"), 512, 169)
+        Cost(forward_samples=69.0, backward_samples=1.0, layer_samples=0.0)
+        >>> cost(Recipe("fusion-cam", "grad-cam", "ablation-cam"), 512, 169).layer_samples
+        512.0
+    """
+    spec = methods.parse(recipe.method)
+    limit = spec.options.get("max_evaluations")
+    live = channels if limit is None else min(channels, int(limit))
+    parts = [getattr(recipe, name) for name in COMPONENTS.get(spec.name, ())]
+    if not any(parts):
+        return _evaluated(METHODS[spec.name].info.cost, live, positions)
+    total: Cost | None = Cost(4.0)  # the baseline, both components, and the union
+    for part, usual in zip(parts, ("grad-cam", "score-cam")[-len(parts) :], strict=True):
+        name = part or usual
+        searched = methods.takes(methods.parse(name).name, "max_evaluations")
+        own = cost(Recipe(name), live if searched else channels, positions)
+        total = None if own is None or total is None else total + own
+    return total
+
+
+def _evaluated(formula: str, channels: int, positions: int) -> Cost | None:
+    """The value of a formula such as ``"1, 1 b, 2 K + 1 (layer)"``."""
+    symbols = {"": 1, "K": channels, "Z": positions, "(Z - 1)": positions - 1}
+    totals = {"": 0.0, " b": 0.0, " (layer)": 0.0}
+    for part in formula.split(", "):
+        unit = next((unit for unit in (" b", " (layer)") if part.endswith(unit)), "")
+        for term in part.removesuffix(unit).split(" + "):
+            matched = re.fullmatch(r"(\d*) ?(.*)", term)
+            if matched is None or matched[2] not in symbols:
+                return None
+            totals[unit] += int(matched[1] or 1) * symbols[matched[2]]
+    return Cost(*totals.values())

@@ -1,0 +1,431 @@
+"""A network, its layers, and the maps that were made of it. Nothing here knows of the page."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from captum_fusion import FusionDetails, LayerFusionCAM, LayerUnionCAM, functional, layers, models, shared_work
+from captum_fusion.attr.catalog import METHODS
+from captum_fusion.attr.fusion import single
+from captum_fusion.evaluation import methods
+from captum_fusion.evaluation.fingerprints import fingerprint_of
+from captum_fusion.evaluation.network import Meter
+from captum_fusion.explore import pictures
+from captum_fusion.explore.pictures import Picture
+from captum_fusion.explore.recipes import Cost, Recipe, cost
+
+#: How many maps are kept.
+KEPT = 64
+
+#: The time of a backward sample and of a sample that begins at the layer, in forward samples. For estimates.
+_BACKWARD, _FROM_LAYER = 2.0, 0.1
+
+
+class CancelledError(Exception):
+    """The run was cancelled."""
+
+
+class Contrast(nn.Module):
+    """A network whose first output says how much more it prefers one class to another.
+
+    The outputs are the difference of the two classes' outputs, and 0. Their softmax is the probability of the class
+    among these two, and the gradient of the first output is the difference of the two gradients.
+
+    Args:
+        model (Module): A classifier, whose output is of shape (N, classes).
+        target (int): The index of the class.
+        rival (int): The index of the other class.
+
+    Examples::
+
+        >>> scores = Contrast(nn.Identity(), 1, 0)(torch.tensor([[1.0, 3.0, 9.0]]))
+        >>> scores
+        tensor([[2., 0.]])
+    """
+
+    def __init__(self, model: nn.Module, target: int, rival: int) -> None:
+        super().__init__()
+        self.model, self.target, self.rival = model, target, rival
+        self.train(model.training)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The difference and 0, (N, 2)."""
+        outputs = self.model(inputs)
+        difference = outputs[:, self.target] - outputs[:, self.rival]
+        return torch.stack([difference, torch.zeros_like(difference)], 1)
+
+
+class Question(NamedTuple):
+    """What is explained.
+
+    Attributes:
+        target: The index of the class.
+        rival: The index of a class that it is compared with. Default: None
+        layer: The dotted name of the layer. Default: ``""`` (the session's)
+    """
+
+    target: int
+    rival: int | None = None
+    layer: str = ""
+
+
+class Explanation(NamedTuple):
+    """A map and how it was made.
+
+    Attributes:
+        recipe: The method.
+        question: What is explained.
+        layers: Dotted names of the layers.
+        heat: The map, (H, W), float32 in [0, 1].
+        details: The steps of a fusion; None for other methods.
+        score: The probability of the class in the whole picture; compared with a rival, among these two.
+        kept: The same for the highlighted part alone.
+        forward_samples: What the map took.
+        backward_samples: What the map took.
+        seconds: What the map took.
+        code: The constructor call as Python.
+        imports: The classes that the call names, for each package.
+    """
+
+    recipe: Recipe
+    question: Question
+    layers: tuple[str, ...]
+    heat: Tensor
+    details: FusionDetails | None
+    score: float
+    kept: float
+    forward_samples: int
+    backward_samples: int
+    seconds: float
+    code: str
+    imports: dict[str, set[str]]
+
+
+class Source(NamedTuple):
+    """Where the network is from, as Python lines that make ``loaded``, a :class:`captum_fusion.models.LoadedModel`.
+
+    Attributes:
+        lines: Python lines.
+        facts: The same for a manifest.
+    """
+
+    lines: tuple[str, ...]
+    facts: dict[str, Any]
+
+
+class Watch:
+    """Follows a run and can end it.
+
+    Args:
+        progress (callable, optional): Called with the number of samples that are done.
+            Default: None
+        is_cancelled (callable, optional): Called now and then; the run ends if it returns True.
+            Default: None
+    """
+
+    def __init__(
+        self, progress: Callable[[int], None] | None = None, is_cancelled: Callable[[], bool] | None = None
+    ) -> None:
+        self._progress, self._is_cancelled, self.samples = progress, is_cancelled, 0
+
+    def note(self, module: nn.Module, args: Any, output: Any) -> None:
+        """A forward hook that counts samples.
+
+        Raises:
+            CancelledError: If the run is cancelled.
+        """
+        if self._is_cancelled is not None and self._is_cancelled():
+            raise CancelledError
+        self.samples += len(output) if isinstance(output, Tensor) else 1
+        if self._progress is not None:
+            self._progress(self.samples)
+
+
+class Session:
+    """A network and the maps that were made of it. Several threads may use it; their runs are one after the other.
+
+    Args:
+        loaded (LoadedModel): The network, in eval mode and on its device.
+        source (Source): Where it is from.
+        layer (str, optional): Dotted name of the layer to explain.
+            Default: None (the last convolutional stage)
+        score_fn (str, optional): Turns outputs into scores, see :class:`captum_fusion.LayerFusionCAM`.
+            Default: None (softmax, and for a method's weights what its paper uses)
+
+    Raises:
+        ValueError: If the network does not take pictures, or has no such layer.
+
+    Examples::
+
+        >>> from captum_fusion.demo import digits
+        >>> session = Session(models.load_model("digits"), Source((), {}))
+        >>> picture = session.open(digits.scene_path("four_and_six"))
+        >>> session.top(picture, 2)
+        [6, 4]
+        >>> explanation = session.explain(picture, Question(4), Recipe("grad-cam"))
+        >>> explanation.heat.shape, explanation.layers
+        (torch.Size([96, 96]), ('stage4',))
+    """
+
+    def __init__(
+        self, loaded: models.LoadedModel, source: Source, layer: str | None = None, score_fn: str | None = None
+    ) -> None:
+        self.loaded, self.source, self.model, self.score_fn = loaded, source, loaded.model, score_fn
+        self.device = next((parameter.device for parameter in loaded.model.parameters()), torch.device("cpu"))
+        self._lock = threading.RLock()
+        self._kept: OrderedDict[Any, Explanation] = OrderedDict()
+        self._seconds = 0.0  # of a forward sample
+        probe = self._prepare(Image.new("RGB", (320, 320), "gray"))
+        outputs = models.output_of(loaded.name, self.model, probe).shape[1]
+        self.class_names = models.class_names_of(loaded, outputs) or [str(index) for index in range(outputs)]
+        try:
+            stages = layers.resolution_layers(self.model, probe)
+            self.stages = tuple(name for name, _ in stages)
+        except ValueError:
+            self.stages = ()
+        try:
+            if layer is not None:
+                layers.find_layer(self.model, layer)
+            self.layer = layer or layers.default_layer(self.model, probe)[0]
+        except ValueError as error:
+            raise ValueError(f"layer: {error}") from error
+        #: Channels and size of the output of every layer that can be explained, by name, the last first.
+        shapes = {name: tuple(output.shape[1:]) for name, output in self._outputs(probe).items()}
+        self.layers: dict[str, tuple[int, ...]] = dict(reversed(shapes.items()))
+
+    # --------------------------------------------------------------------------------------------------- the network
+
+    def _prepare(self, image: Image.Image) -> Tensor:
+        try:
+            return self.loaded.preprocess(image).to(self.device)
+        except Exception as error:  # preprocessing may be the user's
+            raise ValueError(f"preprocessing failed ({models.first_line(error)})") from error
+
+    def _outputs(self, inputs: Tensor) -> dict[str, Tensor]:
+        """The outputs of all modules that return a map, by name, in order of completion."""
+        outputs: dict[str, Tensor] = {}
+
+        def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4 and min(output.shape[2:]) > 1:
+                outputs.pop(name, None)
+                outputs[name] = output
+
+        handles = [m.register_forward_hook(partial(keep, name)) for name, m in self.model.named_modules() if name]
+        try:
+            with torch.no_grad():
+                self.model(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return outputs
+
+    def scores(self, inputs: Tensor, rival: tuple[int, int] | None = None) -> Tensor:
+        """The score of every class, (N, classes), or of one class among two, (N, 2).
+
+        Args:
+            inputs (Tensor): Inputs of the network.
+            rival (tuple[int, int], optional): A class and the one that it is compared with.
+                Default: None
+        """
+        network = self.model if rival is None else Contrast(self.model, *rival)
+        with self._lock, torch.no_grad():
+            return functional.score_function(self.score_fn or "softmax")(network(inputs)).float().cpu()
+
+    # -------------------------------------------------------------------------------------------------- the pictures
+
+    def open(self, path: str | Path, name: str | None = None) -> Picture:
+        """Read a picture and ask the network what it is.
+
+        Args:
+            path (str or Path): The file.
+            name (str, optional): Its name in messages.
+                Default: None (the name of the file)
+
+        Raises:
+            ValueError: If it is not a picture, or the network does not take it.
+        """
+        name = name or Path(path).name
+        content, image = pictures.read(path, name)
+        with self._lock:
+            inputs = self._prepare(image)
+            view, unseen = pictures.look(self.loaded.preprocess, image, inputs)
+            models.output_of(self.loaded.name, self.model, inputs)
+            start = time.perf_counter()
+            scores = self.scores(inputs)[0]
+            self._seconds = self._seconds or time.perf_counter() - start
+            live = {key: int((o[0].flatten(1).std(1) > 0).sum()) for key, o in self._outputs(inputs).items()}
+        return Picture(name, content, fingerprint_of(content), image.size, inputs, view, unseen, scores, live)
+
+    def top(self, picture: Picture, number: int = 5) -> list[int]:
+        """The most probable classes of a picture, as indices."""
+        indices: list[int] = picture.scores.topk(min(number, len(picture.scores))).indices.tolist()
+        return indices
+
+    # ------------------------------------------------------------------------------------------------------ the maps
+
+    def layers_of(self, recipe: Recipe, question: Question) -> tuple[str, ...]:
+        """The layers that a method explains: the chosen one; all stages, if a method fuses them by default."""
+        chosen = question.layer or self.layer
+        if methods.fuses_stages(recipe.method) and chosen == self.layer and self.stages:
+            return self.stages
+        return (chosen,)
+
+    def cost(self, recipe: Recipe, picture: Picture, layer: str = "") -> tuple[Cost, float] | None:
+        """What a map costs, and about how many seconds it takes here.
+
+        Returns:
+            tuple[Cost, float] or None: None if it is not known.
+        """
+        name = layer or self.layer
+        if name not in self.layers or methods.parse(recipe.method).name not in METHODS:
+            return None
+        channels, height, width = self.layers[name]
+        found = cost(recipe, picture.live.get(name, channels), height * width)
+        if found is None:
+            return None
+        samples = found.forward_samples + _BACKWARD * found.backward_samples + _FROM_LAYER * found.layer_samples
+        return found, samples * self._seconds
+
+    def has(self, picture: Picture, question: Question, recipe: Recipe) -> bool:
+        """Whether the map was made before."""
+        return (picture.key, question._replace(layer=question.layer or self.layer), recipe) in self._kept
+
+    def explain(self, picture: Picture, question: Question, recipe: Recipe, watch: Watch | None = None) -> Explanation:
+        """Make a map, or return the one that was made before.
+
+        Args:
+            picture (Picture): From :meth:`open`.
+            question (Question): What is explained.
+            recipe (Recipe): The method.
+            watch (Watch, optional): Follows the run.
+                Default: None
+
+        Raises:
+            ValueError: If the method does not fit the network or the layer; the message names it.
+            CancelledError: If the run was cancelled.
+        """
+        question = question._replace(layer=question.layer or self.layer)
+        key = picture.key, question, recipe
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = self._explain(picture, question, recipe, watch or Watch())
+            self._kept.move_to_end(key)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+            return self._kept[key]
+
+    def _explain(self, picture: Picture, question: Question, recipe: Recipe, watch: Watch) -> Explanation:
+        pair = None if question.rival is None else (question.target, question.rival)
+        network: nn.Module = self.model if pair is None else Contrast(self.model, *pair)
+        index = question.target if pair is None else 0
+        names = self.layers_of(recipe, question)
+        handle = self.model.register_forward_hook(watch.note)
+        try:
+            made = recipe.construction(names, {} if self.score_fn is None else {"score_fn": self.score_fn})
+            attribution = made.build(self.model, network)
+            with Meter(self.model, self.device) as meter:
+                heat, details = heat_map(attribution, picture.inputs, index)
+        except (ValueError, TypeError, AssertionError, RuntimeError) as error:
+            raise ValueError(f"{recipe.label} on layer {', '.join(names)}: {models.first_line(error)}") from error
+        finally:
+            handle.remove()
+        forward, backward, seconds = meter.costs.values()
+        if forward >= 16:
+            self._seconds = seconds / (forward + _BACKWARD * backward)
+        score, kept = self.scores(torch.cat([picture.inputs, picture.inputs * heat]), pair)[:, index].tolist()
+        return Explanation(
+            recipe,
+            question,
+            made.layers or (),
+            functional.at_least_float32(heat[0, 0]).float().cpu(),
+            details,
+            score,
+            kept,
+            int(forward),
+            int(backward),
+            seconds,
+            made.code(),
+            made.imports(),
+        )
+
+    def explain_all(
+        self, picture: Picture, question: Question, recipes: Sequence[Recipe], watch: Watch | None = None
+    ) -> list[Explanation]:
+        """Maps of several methods, which share their work."""
+        with shared_work():
+            return [self.explain(picture, question, recipe, watch) for recipe in recipes]
+
+    # ----------------------------------------------------------------------------------------------------- questions
+
+    def ask(self, picture: Picture, shown: Tensor, fill: str = "mean") -> Tensor:
+        """The score of every class when a part of the picture is hidden.
+
+        Args:
+            picture (Picture): From :meth:`open`.
+            shown (Tensor): What stays, in [0, 1], (H, W) of the network's input.
+            fill (str, optional): What takes the place of the rest: ``"mean"`` (0 in the network's input, which is the
+                mean colour of its training) or ``"blur"``.
+                Default: ``"mean"``
+
+        Returns:
+            Tensor: (classes,).
+        """
+        mask = shown.to(picture.inputs)[None, None]
+        return self.scores(self._background(picture.inputs, fill).lerp(picture.inputs, mask))[0]
+
+    @staticmethod
+    def _background(inputs: Tensor, fill: str) -> Tensor:
+        if fill == "mean":
+            return torch.zeros_like(inputs)
+        from torchvision.transforms.functional import gaussian_blur
+
+        size = max(inputs.shape[2:]) // 8 * 2 + 1
+        blurred: Tensor = gaussian_blur(inputs, [size, size], [size / 4, size / 4])
+        return blurred
+
+
+def heat_map(attribution: Any, inputs: Tensor, target: int) -> tuple[Tensor, FusionDetails | None]:
+    """The map of an attribution in the input's size, (1, 1, H, W) in [0, 1], and the steps of a fusion.
+
+    Raises:
+        ValueError: If the layer has no spatial dimensions.
+    """
+    if isinstance(attribution, (LayerFusionCAM, LayerUnionCAM)):
+        return single(attribution.attribute(inputs, target, return_details=True))
+    raw = attribution.attribute(inputs, target=target)
+    if not isinstance(raw, Tensor) or raw.dim() != inputs.dim():
+        raise ValueError("the layer must return one tensor (N, channels, height, width)")
+    heat = raw.detach().sum(1, keepdim=True).relu()
+    return functional.normalize(functional.upsample(heat, inputs.shape[2:])), None
+
+
+def top_share(heat: Tensor, share: float) -> Tensor:
+    """The most important part of a map, as a mask.
+
+    Args:
+        heat (Tensor): The map, (H, W).
+        share (float): The part's share of the area, in [0, 1].
+
+    Returns:
+        Tensor: float32 (H, W), 1 inside and 0 outside. Positions where the map is 0 are outside.
+
+    Examples::
+
+        >>> top_share(torch.tensor([[0.0, 0.2], [0.9, 0.4]]), 0.5)
+        tensor([[0., 0.],
+                [1., 1.]])
+    """
+    number = round(share * heat.numel())
+    mask = torch.zeros(heat.numel())
+    mask[heat.flatten().argsort(descending=True, stable=True)[:number]] = 1
+    return mask.reshape(heat.shape) * (heat > 0)

@@ -1,0 +1,133 @@
+"""Sentences and tables of the page, as HTML in which every text is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from torch import Tensor
+
+from captum_fusion.explore.recipes import Cost
+from captum_fusion.explore.session import Explanation
+
+#: Below this score a class is not seen, and its map means little.
+UNSEEN = 0.02
+
+CSS = """
+.cf-note { font-size: 0.9rem; line-height: 1.4; margin: 0; }
+.cf-error { color: #b3261e; font-weight: 600; }
+.dark .cf-error { color: #ff897d; }
+.cf-caption { font-size: 0.85rem; line-height: 1.35; margin: 0; }
+.cf-muted { opacity: 0.72; }
+.cf-table { width: 100%; border-collapse: collapse; font-size: 0.85rem; }
+.cf-table th, .cf-table td { padding: 0.25rem 0.5rem; text-align: left; border-bottom: 1px solid #8883; }
+.cf-table td.cf-bar { min-width: 5.5rem; font-variant-numeric: tabular-nums; }
+.cf-bar > i { display: block; height: 0.3rem; background: #3b6ea5; border-radius: 2px; min-width: 1px; }
+.cf-scroll { overflow-x: auto; }
+.cf-classes label { width: 100%; }
+.cf-classes .wrap { flex-direction: column; gap: 0.25rem; }
+"""
+
+
+def note(text: str, error: bool = False) -> str:
+    """A line of the page."""
+    return f'<p class="cf-note{" cf-error" if error else ""}" role="status">{escape(text)}</p>' if text else ""
+
+
+def percent(score: float) -> str:
+    """A score as a percentage.
+
+    Examples::
+
+        >>> percent(0.634), percent(0.004), percent(1.0)
+        ('63 %', '0.4 %', '100 %')
+    """
+    return f"{score:.1%}".replace("%", " %") if 0 < score < 0.0095 else f"{score:.0%}".replace("%", " %")
+
+
+def duration(seconds: float) -> str:
+    """An estimated time.
+
+    Examples::
+
+        >>> duration(0.2), duration(12.3), duration(200)
+        ('under 1 s', 'about 12 s', 'about 3 min')
+    """
+    if seconds < 1:
+        return "under 1 s"
+    return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} min"
+
+
+def price(known: tuple[Cost, float] | None) -> str:
+    """What a map costs, in words."""
+    if known is None:
+        return ""
+    cost, seconds = known
+    parts = [f"{cost.forward_samples:.0f} forward sample{'' if cost.forward_samples == 1 else 's'}"]
+    if cost.layer_samples:
+        parts.append(f"{cost.layer_samples:.0f} from the layer on")
+    return f"{' and '.join(parts)}, {duration(seconds)}"
+
+
+def spent(explanations: Sequence[Explanation]) -> str:
+    """What maps took."""
+    samples, seconds = sum(one.forward_samples for one in explanations), sum(one.seconds for one in explanations)
+    return f"{samples} forward sample{'' if samples == 1 else 's'}, {seconds:.1f} s"
+
+
+def caption(one: Explanation, names: Sequence[str]) -> str:
+    """What a map shows."""
+    target, rival, _ = one.question
+    what = f"<b>{escape(one.recipe.label)}</b>: {escape(names[target])}"
+    if rival is not None:
+        what += f" rather than {escape(names[rival])}"
+    if one.score < UNSEEN:
+        rest = f"The network gives it {percent(one.score)}, so the map means little."
+    else:
+        rest = f"The highlighted part alone: {percent(one.kept)} (whole picture: {percent(one.score)})."
+    return f'<p class="cf-caption">{what}<br><span class="cf-muted">{escape(rest)}</span></p>'
+
+
+def steps(one: Explanation) -> list[str]:
+    """Captions of the gradient map, the region map, their union and the result of a fusion."""
+    details = one.details
+    assert details is not None
+    gradient, region = details.union_weights[0].tolist()
+    union, rival = details.fusion_weights[0].tolist()
+    last = f"weights: {union:.2f} union, {rival:.2f} region map"
+    if details.selected is not None:
+        last = f"selected: {'the union' if bool(details.selected[0]) else 'the region map'}"
+    base = float(details.baseline_score[0])
+
+    def alone(contribution: Tensor) -> str:
+        return f"alone: {percent(max(0.0, float(contribution[0]) + base))}"
+
+    lines = [
+        ("Gradient map", f"{alone(details.gradient_contribution)}; weight {gradient:.2f}"),
+        ("Region map", f"{alone(details.region_contribution)}; weight {region:.2f}"),
+        ("Union", alone(details.union_contribution)),
+        ("Result", last),
+    ]
+    return [f'<p class="cf-caption"><b>{a}</b><br><span class="cf-muted">{escape(b)}</span></p>' for a, b in lines]
+
+
+def table(names: Sequence[str], classes: Sequence[int], columns: Mapping[str, Tensor]) -> str:
+    """Scores of classes under several conditions, with bars.
+
+    Args:
+        names (sequence of str): The names of all classes.
+        classes (sequence of int): The indices of the classes to show.
+        columns (mapping): For each title the scores of all classes, (classes,).
+    """
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in ("Class", *columns))
+    lines = []
+    for index in classes:
+        cells = "".join(_bar(float(scores[index])) for scores in columns.values())
+        lines.append(f'<tr><th scope="row">{escape(names[index])}</th>{cells}</tr>')
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="cf-scroll"><table class="cf-table">{body}</table></div>'
+
+
+def _bar(score: float) -> str:
+    width = 100 * min(1.0, max(0.0, score))
+    return f'<td class="cf-bar">{percent(score)}<i style="width:{width:.1f}%"></i></td>'
