@@ -316,9 +316,10 @@ class LayerFusionCAM(_Fusion):
 
         Examples::
 
-            >>> from captum_fusion import demo
-            >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-            >>> LayerFusionCAM.fast(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+            >>> from captum_fusion.demo import digits
+            >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+            >>> fusion = LayerFusionCAM.fast(model, model.stage4)
+            >>> fusion.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
             torch.Size([1, 1, 96, 96])
         """
         _free_of("fast", options, "region_method", "max_evaluations")
@@ -349,9 +350,10 @@ class LayerFusionCAM(_Fusion):
 
         Examples::
 
-            >>> from captum_fusion import demo
-            >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-            >>> LayerFusionCAM.best(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+            >>> from captum_fusion.demo import digits
+            >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+            >>> fusion = LayerFusionCAM.best(model, model.stage4)
+            >>> fusion.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
             torch.Size([1, 1, 96, 96])
         """
         _free_of("best", options, "region_method", "max_evaluations")

@@ -49,10 +49,12 @@ class LayerRegressionCAM(DetailedCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerRegressionCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> from captum_fusion import LayerRegressionCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
         >>> method = LayerRegressionCAM(model, model.stage4, n_masks=64)
-        >>> attribution, details = method.attribute(demo.preprocess(scene.image), scene.labels[0], return_details=True)
+        >>> images = digits.preprocess(scene.image)
+        >>> attribution, details = method.attribute(images, scene.labels[0], return_details=True)
         >>> attribution.shape, details.standard_errors.shape
         (torch.Size([1, 1, 12, 12]), torch.Size([1, 1, 7, 7]))
     """
