@@ -21,6 +21,7 @@ PUBLIC = (
     "captum_fusion.evaluation",
     "captum_fusion.demo.photographs",
     "captum_fusion.demo.digits",
+    "captum_fusion.targets",
 )
 
 

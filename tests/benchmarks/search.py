@@ -4,7 +4,8 @@
 
 ``--data`` is a folder with a ``builders.py`` and ``val_boxes_dev`` (``labels.csv`` and photographs). Every channel of
 a photograph is scored once. The searches are then answered from this table, so that any number of budgets costs little
-more. The explained class is the prediction. A run can be continued: scores are kept in ``--cache``.
+more. The explained class is the prediction. A run can be continued: scores are kept in ``--cache``. ``--method ss-cam``
+and ``--method is-cam`` do the same for SS-CAM and IS-CAM, whose channels take 35 and 10 samples each.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
 from tqdm import tqdm
 
-from captum_fusion import LayerScoreCAM, functional, shared_work
+from captum_fusion import LayerISCAM, LayerScoreCAM, LayerSSCAM, functional, shared_work
 from captum_fusion.attr._search import SearchOptions, channel_weights, search_channels
 from tests.benchmarks.cost import SIZE, builders
 
@@ -32,7 +33,12 @@ NETWORKS = {
     "googlenet_bvlc": "inception5b",
     "mobilenet_v2_tf": "features",
 }
-WEIGHTINGS = ("softmax", "increase", "probability")
+#: The weightings of each method.
+WEIGHTINGS = {
+    "score-cam": ("softmax", "increase", "probability"),
+    "ss-cam": ("probability",),
+    "is-cam": ("probability",),
+}
 TOLERANCE = 0.01
 
 
@@ -64,8 +70,8 @@ def load(path: Path) -> Tensor:
     return transforms.normalize(transforms.to_tensor(image), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
 
 
-def score_all(model: nn.Module, layer: nn.Module, x: Tensor) -> Scored:
-    """Every live channel's score, as a logit and as a probability, from one set of masked samples."""
+def score_all(model: nn.Module, layer: nn.Module, x: Tensor, name: str = "score-cam") -> Scored:
+    """Every live channel's score; for Score-CAM as a logit and as a probability, from one set of masked samples."""
     with torch.no_grad():
         target = int(model(x).argmax(1))
     method = LayerScoreCAM(model, layer)
@@ -76,10 +82,10 @@ def score_all(model: nn.Module, layer: nn.Module, x: Tensor) -> Scored:
         [[tensor]] = method._tensors(passes, evaluations)
         live = functional.live_channels(tensor.activations)
         examples, channels = functional.channel_pairs(live)
-        scores = [
-            LayerScoreCAM(model, layer, weighting=weighting)._evaluator(tensor)(examples, channels)
-            for weighting in ("softmax", "probability")
-        ]
+        methods = [LayerScoreCAM(model, layer, weighting=weighting) for weighting in ("softmax", "probability")]
+        if name != "score-cam":
+            methods = [{"ss-cam": LayerSSCAM, "is-cam": LayerISCAM}[name](model, layer)] * 2
+        scores = [method._evaluator(tensor)(examples, channels) for method in methods]
         tables = [functional.channel_table(live, examples, channels, values) for values in scores]
         return Scored(tensor.activations, tensor.gradients, live, *tables, tensor.baseline_scores(softmax))
 
@@ -108,9 +114,11 @@ def search(scored: Scored, weighting: str, options: SearchOptions) -> Found:
     return Found(float(torch.corrcoef(pair)[0, 1]), int(details.evaluations[0]))
 
 
-def report(found: dict[tuple[str, str], list[Found]], networks: Sequence[str], title: str) -> list[str]:
+def report(
+    found: dict[tuple[str, str], list[Found]], networks: Sequence[str], weightings: Sequence[str], title: str
+) -> list[str]:
     lines = [f"| {title} | " + " | ".join(networks) + " |", "|---" * (len(networks) + 1) + "|"]
-    for weighting in WEIGHTINGS:
+    for weighting in weightings:
         cells = []
         for network in networks:
             some = [each for each in found[network, weighting] if each.correlation == each.correlation]
@@ -125,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--method", choices=WEIGHTINGS, default="score-cam")
     parser.add_argument("--images", type=int, default=10)
     parser.add_argument("--budgets", nargs="+", type=int, default=[24, 32, 56, 96])
     parser.add_argument("--cache", type=Path, default=Path("search-scores"))
@@ -137,9 +146,11 @@ def main() -> None:
     models = {network: getattr(built, network)().requires_grad_(False) for network in options.networks}
     for name in tqdm(names, unit="image"):
         for network, model in models.items():
-            file = options.cache / f"{network}_{name.stem}.pt"
+            prefix = "" if options.method == "score-cam" else f"{options.method}_"
+            file = options.cache / f"{prefix}{network}_{name.stem}.pt"
             if not file.is_file():
-                torch.save(tuple(score_all(model, model.get_submodule(NETWORKS[network]), load(name))), file)
+                layer = model.get_submodule(NETWORKS[network])
+                torch.save(tuple(score_all(model, layer, load(name), options.method)), file)
             scored[network].append(Scored(*torch.load(file, weights_only=True)))
     lines = ["Median / smallest correlation with the full map (mean evaluations; photographs).", ""]
     kinds = {f"budget {budget}": SearchOptions(budget) for budget in options.budgets}
@@ -148,9 +159,9 @@ def main() -> None:
         found = {
             (network, weighting): [search(each, weighting, limit) for each in scored[network]]
             for network in options.networks
-            for weighting in WEIGHTINGS
+            for weighting in WEIGHTINGS[options.method]
         }
-        lines += report(found, options.networks, title)
+        lines += report(found, options.networks, WEIGHTINGS[options.method], title)
     text = "\n".join(lines)
     print(text)
     if options.output:
