@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from captum_fusion._arguments import near_misses
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.LayerNorm, nn.RMSNorm)
+
+#: A transformer has at most this many class, distillation and register tokens.
+_MOST_PREFIX_TOKENS = 16
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
@@ -39,31 +43,58 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     raise ValueError(f"the model has no layer {name!r}; did you mean {', '.join(near)}?")
 
 
-def default_layer(model: nn.Module, *inputs: Tensor) -> tuple[str, nn.Module]:
-    """The last convolutional stage, which is the layer that most papers explain.
+class DefaultLayer(NamedTuple):
+    """A layer to explain.
 
-    This is the last module to finish in a forward pass, among those that contain a convolution and return a map
-    ``(N, channels, *spatial)`` with more than one position. Of nested modules it is the outermost. Convolutions that
-    compute class scores (as in SqueezeNet) are excluded, and so are channels-last maps (as in Swin transformers).
+    Attributes:
+        name: Dotted name.
+        module: The module.
+        reshape: Converts the layer's output to ``(N, channels, *spatial)``: pass it as ``reshape`` to the methods. None
+            if the output has that shape.
+    """
+
+    name: str
+    module: nn.Module
+    reshape: TokenGrid | ChannelsLast | None = None
+
+
+def default_layer(model: nn.Module, *inputs: Tensor) -> DefaultLayer:
+    """The layer that most papers explain: the last convolutional stage, or the last tokens of a transformer.
+
+    - In a convolutional network it is the last module to finish in a forward pass, among those that contain a
+      convolution and return a map ``(N, channels, *spatial)`` with more than one position. Of nested modules it is the
+      outermost. Convolutions that compute class scores (as in SqueezeNet) are excluded.
+    - In a transformer it is the last normalisation layer whose spatial tokens influence the output. In a network that
+      reads a class token this is the one before the last attention. ``reshape`` is :class:`TokenGrid` or
+      :class:`ChannelsLast`. The grid is that of the convolution that splits the image into patches. All other tokens
+      (class, distillation and register tokens) must stand before the grid.
 
     Args:
-        model (Module): Network. It runs once, without gradients, in its current mode.
+        model (Module): Network. It runs once, and a transformer twice, in its current mode.
         inputs (Tensor): Inputs of the network, the first of shape ``(N, channels, *spatial)``.
 
     Returns:
-        tuple[str, Module]: Dotted name and module, for example ``("layer4", ...)`` for a ResNet, ``("features", ...)``
-        for VGG, MobileNet and SqueezeNet.
+        DefaultLayer: Dotted name, module and reshape, for example ``("layer4", ..., None)`` for a ResNet,
+        ``("features", ..., None)`` for VGG, MobileNet and SqueezeNet,
+        ``("encoder.layers.encoder_layer_11.ln_1", ..., TokenGrid())`` for ViT-B.
 
     Raises:
-        ValueError: If there is no such layer, as in a transformer.
+        ValueError: If there is no such layer.
 
     Examples::
 
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-        >>> default_layer(net, torch.rand(1, 3, 8, 8))
-        ('0', Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1)))
+        >>> name, module, reshape = default_layer(net, torch.rand(1, 3, 8, 8))
+        >>> name, module, reshape
+        ('0', Conv2d(3, 4, kernel_size=(3, 3), stride=(1, 1)), None)
     """
-    return _stages(model, *inputs)[-1][:2]
+    stages = _stages(model, *inputs)
+    if stages:
+        return DefaultLayer(*stages[-1][:2])
+    tokens = _token_layer(model, *inputs)
+    if tokens is None:
+        raise _no_stage()
+    return tokens
 
 
 def resolution_layers(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module]]:
@@ -89,14 +120,20 @@ def resolution_layers(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.M
         ['0', '1']
     """
     last: dict[tuple[int, ...], tuple[str, nn.Module]] = {}
-    for name, module, size in _stages(model, *inputs):
+    stages = _stages(model, *inputs)
+    if not stages:
+        raise _no_stage()
+    for name, module, size in stages:
         last.pop(size, None)
         last[size] = name, module
     return list(last.values())
 
 
 def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
-    """Names and modules that contain a convolution and return a map, with its spatial size, in order of completion."""
+    """Names and modules that contain a convolution and return a map, with its spatial size, in order of completion.
+
+    Empty for transformers.
+    """
     names = {
         module: name
         for name, module in model.named_modules()
@@ -129,9 +166,64 @@ def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tup
     ]
     # The only convolution of a vision transformer splits the image into patches.
     patches_only = sum(isinstance(module, _CONVOLUTIONS) for module in model.modules()) == 1 and channels_last
-    if not named or patches_only:
-        raise ValueError("no convolutional stage with a spatial output was found; give the layer to explain by name")
-    return named
+    return [] if patches_only else named
+
+
+def _no_stage() -> ValueError:
+    return ValueError(
+        "no convolutional stage with a spatial output was found; give the layer to explain by name, and reshape if it "
+        "returns tokens"
+    )
+
+
+def _token_layer(model: nn.Module, *inputs: Tensor) -> DefaultLayer | None:
+    """The last normalisation layer whose spatial tokens influence the output, or None."""
+    names = {module: name for name, module in model.named_modules()}
+    grids: list[tuple[int, ...]] = []  # of the first convolution, which splits the image into patches
+    outputs: list[tuple[nn.Module, Tensor]] = []
+    features: list[Tensor] = []  # what the linear layers read, the last of which is the head
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(module, _CONVOLUTIONS) and not grids:
+            grids.append(tuple(output.shape[2:]))
+        if isinstance(module, nn.Linear):
+            features[:] = [args[0]]
+        if isinstance(module, _NORMS) and isinstance(output, Tensor) and output.requires_grad:
+            outputs.append((module, output))
+
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with torch.enable_grad():
+            model(inputs[0].detach().requires_grad_(), *inputs[1:])
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not features or not features[0].requires_grad or not outputs or not grids or len(grids[0]) != 2:
+        return None
+    # Weights of both signs, since a normalised feature has a constant sum. The head itself may still be zero.
+    flat = features[0].flatten()
+    score = (flat * torch.arange(len(flat), device=flat.device).cos().to(flat)).sum()
+    gradients = torch.autograd.grad(score, [output for _, output in outputs], allow_unused=True)
+    for (module, output), gradient in reversed(list(zip(outputs, gradients, strict=True))):
+        reshape = _reshape_of(output, grids[0])
+        if reshape is not None and gradient is not None and reshape(gradient).abs().amax() > 0:
+            return DefaultLayer(names[module], module, reshape)
+    return None
+
+
+def _reshape_of(output: Tensor, patches: tuple[int, ...]) -> TokenGrid | ChannelsLast | None:
+    """How to convert a normalisation layer's output to maps, given the grid of patches; None if it has no grid."""
+    if output.dim() == 4 and min(output.shape[1:3]) > 1:
+        return ChannelsLast()
+    if output.dim() != 3:
+        return None
+    height, width = patches
+    while height * width > 1:  # later stages of a hierarchical transformer have a smaller grid
+        prefix = output.shape[1] - height * width
+        if 0 <= prefix <= _MOST_PREFIX_TOKENS:
+            return TokenGrid(prefix=prefix) if height == width else TokenGrid(height, width, prefix)
+        height, width = height // 2, width // 2
+    return None
 
 
 class TokenGrid:

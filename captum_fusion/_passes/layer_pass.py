@@ -142,6 +142,13 @@ def _check_activations(call: Call, activations: tuple[Tensor, ...], layer: nn.Mo
                 f"layer: {where} must be (N, channels, *spatial) with 1 to 3 spatial dimensions, not of shape "
                 f"{tuple(tensor.shape)}; choose a convolutional layer, or set reshape for tokens"
             )
+        ranks = sorted({x.dim() - 2 for x in call.inputs if x.dim() > 2 and x.is_floating_point()})
+        if ranks and tensor.dim() - 2 not in ranks and call.reshape is None:
+            raise ValueError(
+                f"layer: {where} is of shape {tuple(tensor.shape)}, with {tensor.dim() - 2} spatial dimensions, and "
+                f"the inputs have {' or '.join(map(str, ranks))}; if these are tokens, set reshape, for example to "
+                "layers.TokenGrid(); layers.default_layer(model, inputs) finds both"
+            )
         if tensor.shape[0] != call.examples:
             raise ValueError(
                 f"layer: {where} has a first dimension of {tensor.shape[0]} for {call.examples} examples; choose a "

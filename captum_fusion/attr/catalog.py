@@ -61,12 +61,15 @@ class Method:
             >>> METHODS["score-cam"].build(model, [model.stage4], weighting="increase", theta=5).weighting
             'increase'
         """
-        known = inspect.signature(self.cls.__init__).parameters
+        cls = self.cls
+        if cls is LayerGradCam and options.get("reshape") is not None:
+            cls = gradient.ReshapedGradCAM  # captum's has no reshape
+        known = inspect.signature(cls.__init__).parameters
         kept = {key: value for key, value in options.items() if key in known}
         if "layer" not in known:
-            return self.cls(model, **kept)
+            return cls(model, **kept)
         several = self.info.fuses_layers and len(layers) > 1
-        make = self.cls if preset is None else getattr(self.cls, preset)
+        make = cls if preset is None else getattr(cls, preset)
         return make(model, list(layers) if several else layers[-1], **kept)
 
 

@@ -48,6 +48,25 @@ class LayerHiResCAM(GradientCAM):
         return formulas.hires_cam(tensor.activations, tensor.gradients).relu()
 
 
+class ReshapedGradCAM(GradientCAM):
+    """Grad-CAM for layers whose output needs a ``reshape``, which captum's ``LayerGradCam`` does not have.
+
+    The map is signed, as captum's. Not exported: captum's class is the Grad-CAM of this package.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_fusion.layers import ChannelsLast
+        >>> net = torch.nn.Sequential(torch.nn.LayerNorm(3), torch.nn.Flatten(), torch.nn.LazyLinear(2)).eval()
+        >>> method = ReshapedGradCAM(lambda x: net(x.movedim(1, -1)), net[0], reshape=ChannelsLast())
+        >>> method.attribute(torch.rand(1, 3, 4, 4), 1).shape
+        torch.Size([1, 1, 4, 4])
+    """
+
+    def _map(self, tensor: LayerTensor) -> Tensor:
+        return formulas.grad_cam(tensor.activations, tensor.gradients)
+
+
 class LayerGradCAMPlusPlus(GradientCAM):
     r"""Grad-CAM++: positive gradients, weighted so that small areas of a class have as much influence as large ones.
 

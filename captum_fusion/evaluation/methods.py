@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from captum_fusion import functional as formulas
 from captum_fusion._arguments import near_misses
+from captum_fusion._types import Reshape
 from captum_fusion.attr import LayerFusionCAM, LayerUnionCAM
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.attr.fusion import single
@@ -196,11 +197,13 @@ class ExplainedLayers(NamedTuple):
         model: The network.
         layers: The layer, or several for methods that fuse layers; other methods explain the last.
         stages: The last layer of every resolution, for ``integrative-cam`` if no layer was named. Default: ()
+        reshape: Converts the layers' outputs to ``(N, channels, *spatial)``. Default: None
     """
 
     model: nn.Module
     layers: Sequence[nn.Module]
     stages: Sequence[nn.Module] = ()
+    reshape: Reshape | None = None
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,8 @@ def build(
     spec = parse(method) if isinstance(method, str) else MethodSpec(str(method), {})
     if isinstance(method, str):
         if spec.name in METHODS:
+            if explained.reshape is not None:
+                defaults = {**defaults, "reshape": explained.reshape}
             return _of_attribution(_catalogued(spec, explained, defaults), per_call)
         method = imported(spec)
     if isinstance(method, type) and issubclass(method, Attribution):

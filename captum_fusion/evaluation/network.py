@@ -99,11 +99,11 @@ class Network:
         try:
             if name is not None:
                 return name, methods.ExplainedLayers(self.model, [layers.find_layer(self.model, name)])
-            name, layer = layers.default_layer(self.model, probe)
+            name, layer, reshape = layers.default_layer(self.model, probe)
             stages = layers.resolution_layers(self.model, probe) if wants_stages else []
         except ValueError as error:
             raise ValueError(f"layer: {error}") from error
-        return name, methods.ExplainedLayers(self.model, [layer], [module for _, module in stages])
+        return name, methods.ExplainedLayers(self.model, [layer], [module for _, module in stages], reshape)
 
     def _try_metrics(self, probe: Tensor, target: int) -> None:
         """Compute every metric of the package once, so that one that cannot work is refused before the run."""
