@@ -178,9 +178,17 @@ def test_a_method_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_layers_and_methods_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (PICTURE, "--model", "bundled", "--target", "0")
-    methods = ("--method", "layer-cam, grad-cam", "--layer", "stage2, stage4")
+    methods = ("--method", "layer-cam, grad-cam", "--layer", "stage2, stage4", "--save-map")
     assert explain(tmp_path, *arguments, *methods) == 0
-    assert "layer of grad-cam: stage4" in capsys.readouterr().out
+    stem = Path(PICTURE).stem
+    files = ("methods.png", "layer-cam.npy", "grad-cam_stage2.npy", "grad-cam_stage4.npy")
+    assert {file.name for file in tmp_path.iterdir()} == {f"{stem}_{file}" for file in files}
+    model, inputs = demo.load_model(), demo.preprocess(SCENE.image)
+    for name in ("stage2", "stage4"):
+        alone = METHODS["grad-cam"].build(model, [getattr(model, name)]).attribute(inputs, 0).detach().relu()
+        alone = torch.nn.functional.interpolate(alone, (96, 96), mode="bilinear")
+        found = np.load(tmp_path / f"{stem}_grad-cam_{name}.npy")
+        np.testing.assert_allclose(found, (alone / alone.max())[0, 0].numpy(), atol=1e-4)
     assert explain(tmp_path / "none", *arguments, "--method", "hires-cam,xgrad-cam", "--layer", "classifier") == 2
     assert "none of the methods fits" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
@@ -188,7 +196,8 @@ def test_layers_and_methods_that_do_not_go_together(tmp_path: Path, capsys: pyte
 
 def test_list_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
-    methods, metrics = capsys.readouterr().out.split("\n\n")
+    methods, legend, metrics = capsys.readouterr().out.split("\n\n")
+    assert all(f"{symbol}:" in legend for symbol in ("samples", "K", "Z", "b", "(layer)"))
     assert [line.split()[0] for line in metrics.splitlines()[1:]] == list(MEASURES)
     lines = methods.splitlines()
     assert lines[0].split() == ["method", "family", "samples", "paper"]
