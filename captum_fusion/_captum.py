@@ -68,11 +68,11 @@ def select_target(output: Tensor, target: Any) -> Tensor:
     """The target's entries of an output; the whole output if the target is None.
 
     Raises:
-        TypeError: If the target is a name.
+        AssertionError: If the target is a name.
     """
     for index in target if isinstance(target, list) else [target]:
         if isinstance(index, str):
-            raise TypeError(
+            raise AssertionError(
                 f"target must be the index of a class, not {index!r}; with a list of class names: "
                 f"class_names.index({index!r})"
             )

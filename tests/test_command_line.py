@@ -616,7 +616,7 @@ def test_the_format_and_the_name_of_the_figure(tmp_path: Path, capsys: pytest.Ca
 def test_overlays_have_the_resolution_of_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wide = tmp_path / "wide.png"
     Image.open(PICTURE).convert("RGB").resize((640, 320)).save(wide)
-    model = ("--model", "torchvision.models:squeezenet1_1", "--method", "grad-cam", "--target", "0", "1")
+    model = ("--model", "bundled", "--method", "grad-cam", "--target", "0", "1")
     drawing = ("--cmap", "jet", "--alpha", "0.5", "--threshold", "0.2", "--colorbar", "--dpi", "60")
     assert explain(tmp_path / "out", str(wide), *model, *drawing, "--overlay") == 0
     for index in (0, 1):
