@@ -32,6 +32,8 @@ examples:
 
 #: The exit code of a process that SIGPIPE ends, as shells report it.
 _BROKEN_PIPE = 128 + 13
+#: The exit code of a process that SIGINT (Ctrl-C) ends, as shells report it.
+_INTERRUPTED = 128 + 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (sequence of str, optional): Default: None (those of the process)
 
     Returns:
-        int: The exit code: 0; 2 for a mistake in the arguments, which standard error explains in one line; 141 if the
-        reader of standard output has gone.
+        int: The exit code: 0; 2 for a mistake in the arguments, which standard error explains in one line; 130 after
+        Ctrl-C; 141 if the reader of standard output has gone.
 
     Examples::
 
@@ -72,6 +74,9 @@ def _run(given: Sequence[str]) -> int:
     except CommandError as error:
         print(f"captum-fusion: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("captum-fusion: stopped", file=sys.stderr)
+        return _INTERRUPTED
     return 0
 
 

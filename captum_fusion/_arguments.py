@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -84,10 +85,22 @@ def near_misses(name: str, names: Iterable[str], most: int = 5) -> list[str]:
 
         >>> near_misses("cam", ["grad-cam", "rise"]), near_misses("raise", ["grad-cam", "rise"])
         (['grad-cam'], ['rise'])
+        >>> near_misses("GradCAM", ["xgrad-cam", "grad-cam"])
+        ['grad-cam', 'xgrad-cam']
     """
-    known = list(dict.fromkeys(names))
-    containing = [one for one in known if len(name) >= _LONG and name.casefold() in one.casefold()]
-    return list(dict.fromkeys([*containing[:most], *difflib.get_close_matches(name, known, most, 0.5)]))[:most]
+    known: dict[str, list[str]] = {}
+    for one in dict.fromkeys(names):
+        known.setdefault(_plain(one), []).append(one)
+    wanted = _plain(name)
+    containing = [one for one in known if len(wanted) >= _LONG and wanted in one]
+    near = [*(one for one in containing if one == wanted), *containing[:most]]
+    near += difflib.get_close_matches(wanted, known, most, 0.5)
+    return [original for one in dict.fromkeys(near) for original in known[one]][:most]
+
+
+def _plain(name: str) -> str:
+    """A name without what people leave out or write in another way: case, hyphens, underscores and spaces."""
+    return re.sub("[-_ ]", "", name.casefold())
 
 
 def _is_finite(value: Any) -> bool:

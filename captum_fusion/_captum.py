@@ -65,7 +65,17 @@ def run_forward(forward_func: Callable[..., Any], inputs: Any, arguments: tuple[
 
 
 def select_target(output: Tensor, target: Any) -> Tensor:
-    """The target's entries of an output; the whole output if the target is None."""
+    """The target's entries of an output; the whole output if the target is None.
+
+    Raises:
+        AssertionError: If the target is a name.
+    """
+    for index in target if isinstance(target, list) else [target]:
+        if isinstance(index, str):
+            raise AssertionError(
+                f"target must be the index of a class, not {index!r}; with a list of class names: "
+                f"class_names.index({index!r})"
+            )
     selected: Tensor = _select_targets(output, target)
     return selected
 

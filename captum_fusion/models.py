@@ -256,7 +256,10 @@ def _from_torchvision(
             warnings.simplefilter("ignore")  # some builders announce a change of their initialisation
             model = models.get_model(name, weights=chosen, **options)
     except OSError as error:
-        raise ValueError(f"weights: those of {name} could not be downloaded ({error})") from error
+        raise ValueError(
+            f"weights: those of {name} could not be downloaded ({first_line(error)}); give a file (--weights FILE) or "
+            f"use the bundled network (--model {BUNDLED})"
+        ) from error
     names = list(described.meta["categories"])
     if options.get("num_classes", len(names)) != len(names):
         names = []

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +180,17 @@ def test_a_method_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_layers_and_methods_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (PICTURE, "--model", "digits", "--target", "0")
-    methods = ("--method", "layer-cam, grad-cam", "--layer", "stage2, stage4")
+    methods = ("--method", "layer-cam, grad-cam", "--layer", "stage2, stage4", "--save-map")
     assert explain(tmp_path, *arguments, *methods) == 0
-    assert "layer of grad-cam: stage4" in capsys.readouterr().out
+    stem = Path(PICTURE).stem
+    files = ("methods.png", "layer-cam.npy", "grad-cam_stage2.npy", "grad-cam_stage4.npy")
+    assert {file.name for file in tmp_path.iterdir()} == {f"{stem}_{file}" for file in files}
+    model, inputs = digits.load_model(), digits.preprocess(SCENE.image)
+    for name in ("stage2", "stage4"):
+        alone = METHODS["grad-cam"].build(model, [getattr(model, name)]).attribute(inputs, 0).detach().relu()
+        alone = torch.nn.functional.interpolate(alone, (96, 96), mode="bilinear")
+        found = np.load(tmp_path / f"{stem}_grad-cam_{name}.npy")
+        np.testing.assert_allclose(found, (alone / alone.max())[0, 0].numpy(), atol=1e-4)
     assert explain(tmp_path / "none", *arguments, "--method", "hires-cam,xgrad-cam", "--layer", "classifier") == 2
     assert "none of the methods fits" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
@@ -188,7 +198,8 @@ def test_layers_and_methods_that_do_not_go_together(tmp_path: Path, capsys: pyte
 
 def test_list_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
-    methods, metrics = capsys.readouterr().out.split("\n\n")
+    methods, legend, metrics = capsys.readouterr().out.split("\n\n")
+    assert all(f"{symbol}:" in legend for symbol in ("samples", "K", "Z", "b", "(layer)"))
     assert [line.split()[0] for line in metrics.splitlines()[1:]] == list(MEASURES)
     lines = methods.splitlines()
     assert lines[0].split() == ["method", "family", "samples", "paper"]
@@ -423,3 +434,288 @@ def test_bad_arguments_are_argparses(capsys: pytest.CaptureFixture[str]) -> None
 def test_import_does_not_load_what_is_not_needed() -> None:
     code = "import sys, captum_fusion; sys.exit('torchvision' in sys.modules or 'safetensors' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------------- explain: input
+
+
+def grad_cam(folder: Path, *arguments: str) -> int:
+    return explain(folder, *arguments, *DIGITS, "--method", "grad-cam", "--target", "four")
+
+
+def make_wrong_pictures(folder: Path) -> None:
+    (folder / "text.png").write_text("not a picture")
+    (folder / "empty.png").touch()
+    (folder / "empty folder").mkdir()
+    (folder / "nested" / "below").mkdir(parents=True)
+    parts = [b"IHDR" + (30_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0]), b"IDAT" + zlib.compress(bytes(99))]
+    chunks = [(len(part) - 4).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big") for part in parts]
+    (folder / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+WRONG_PICTURES = {
+    "text.png": "text.png is not an image",
+    "empty.png": "empty.png is empty",
+    "empty folder": "there are no pictures in the folder empty folder$",
+    "nested": r"there are no pictures in the folder nested \(its subfolders are not searched\)",
+    "huge.png": "huge.png could not be read as an image .*900000000 pixels",
+    "*.gif": r"no file matches '\*.gif'",
+    "absent.png": "there is no file absent.png",
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PICTURES)
+def test_wrong_pictures_get_one_clear_line(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wrong_pictures(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert grad_cam(tmp_path / "out", name) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(WRONG_PICTURES[name], line.removeprefix("captum-fusion: error: ")), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_unusual_pictures_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene = Image.open(PICTURE).convert("RGB")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    scene.convert("CMYK").save(folder / "cmyk.jpg")
+    scene.convert("L").save(folder / "grey.png")
+    scene.save(folder / "moving.gif", save_all=True, append_images=[scene.rotate(90)])
+    Image.fromarray(np.asarray(scene.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    scene.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
+    (folder / "notes.txt").write_text("no picture")
+    patterns = (str(folder), str(folder / "*.gif"), str(folder / "grey.png"))
+    assert grad_cam(tmp_path / "out", *patterns, "--save-map") == 0
+    stems = ("cmyk", "grey", "moving", "deep", "turned")
+    names = {f"{stem}_grad-cam.{ending}" for stem in stems for ending in ("png", "npy")}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+    assert "moving.gif: the first of 2 pictures in the file is explained" in capsys.readouterr().out
+    assert grad_cam(tmp_path / "reference", PICTURE, "--save-map") == 0
+    upright = np.load(tmp_path / "reference" / f"{Path(PICTURE).stem}_grad-cam.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "turned_grad-cam.npy"), upright, atol=1e-5)
+
+
+def test_transparent_pixels_are_explained_as_white(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    picture.putpixel((0, 0), (10, 20, 30, 255))
+    picture.save(tmp_path / "clear.png")
+    read = np.asarray(open_image(tmp_path / "clear.png"))
+    assert read[0, 0].tolist() == [10, 20, 30]
+    assert (read[1:] == 255).all()
+
+
+def test_an_option_that_takes_the_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["explain", *DIGITS, "--target", "auto", "x.webp"])
+    assert stopped.value.code == 2
+    assert "x.webp was read as a part of the option before it; put pictures first" in capsys.readouterr().err
+    assert explain(tmp_path, PICTURE, *DIGITS, "--target", "auto", PICTURE) == 2
+    assert "put pictures before the options" in capsys.readouterr().err
+
+
+def test_hints_for_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain(tmp_path, PICTURE, *DIGITS, "--method", "GradCAM") == 2
+    assert "no method 'GradCAM'; did you mean grad-cam," in capsys.readouterr().err
+    assert explain(tmp_path, PICTURE, *DIGITS, "--cmap", "Jet") == 2
+    assert "no colour map 'Jet'; did you mean jet" in capsys.readouterr().err
+    for option, value in (("--alpha", "2"), ("--threshold=-1", ""), ("--dpi", "0"), ("--top", "0")):
+        assert explain(tmp_path, PICTURE, *DIGITS, option, *filter(None, [value])) == 2
+        assert option.strip("-").split("=")[0] in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_download_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
+
+    monkeypatch.setattr("torchvision.models.get_model", unreachable)
+    assert explain(tmp_path, PICTURE, "--model", "resnet50") == 2
+    line = capsys.readouterr().err
+    assert "could not be downloaded (<urlopen error" in line
+    assert "--weights FILE" in line
+    assert "--model bundled" in line
+
+
+def test_a_layer_with_one_position_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain(tmp_path, PICTURE, *DIGITS, "--layer", "pool", "--method", "grad-cam", "--target", "four") == 0
+    printed = capsys.readouterr().out
+    assert "the map of grad-cam is zero everywhere (layer pool has a single position" in printed
+
+
+def test_an_output_that_is_not_finite_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain(tmp_path / "out", PICTURE, "--model", "tests.test_command_line:broken", "--method", "grad-cam") == 2
+    assert "the network's output for this picture is not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def broken() -> torch.nn.Module:
+    model = make()
+    torch.nn.init.constant_(model.head.bias, float("nan"))
+    return model
+
+
+# ------------------------------------------------------------------------------------------------------ explain: output
+
+
+def test_the_folder_is_made_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert grad_cam(Path("/proc/none/here"), PICTURE) == 2
+    assert "output: /proc/none/here could not be written" in capsys.readouterr().err
+
+    def work(*args: Any) -> None:
+        assert (tmp_path / "a" / "b").is_dir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("captum_fusion._commands.explain.explain", work)
+    assert grad_cam(tmp_path / "a" / "b", PICTURE) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "captum-fusion: stopped"
+    assert not (tmp_path / "a").exists(), "nothing is left behind"
+
+
+def test_ctrl_c_ends_every_command_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("captum_fusion._commands.methods._print", stop)
+    assert main(["methods"]) == 130
+    assert capsys.readouterr().err == "captum-fusion: stopped\n"
+
+
+def test_later_runs_do_not_overwrite(tmp_path: Path) -> None:
+    stem = Path(PICTURE).stem
+    for _ in range(3):
+        assert grad_cam(tmp_path, PICTURE, "--save-map", "--json") == 0
+    names = {f"{stem}{number}_grad-cam.{ending}" for number in ("", "_2", "_3") for ending in ("png", "npy")}
+    names |= {"explanations.json", "explanations_2.json", "explanations_3.json"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+
+
+def test_the_format_and_the_name_of_the_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert grad_cam(tmp_path / "new" / "why.pdf", PICTURE) == 0
+    assert (tmp_path / "new" / "why.pdf").read_bytes().startswith(b"%PDF")
+    assert grad_cam(tmp_path / "new", PICTURE, "--format", "svg") == 0
+    assert b"<svg" in (tmp_path / "new" / f"{Path(PICTURE).stem}_grad-cam.svg").read_bytes()
+    for arguments, message in (
+        (("why.pdf", PICTURE, "--format", "png"), "does not end in .png"),
+        (("why.png", PICTURE, str(digits.scene_path("zero_and_nine"))), "is one file for 2 pictures"),
+        (("why.jpg", PICTURE), "figures are written as png, pdf, svg, not jpg"),
+    ):
+        assert grad_cam(tmp_path / arguments[0], *arguments[1:]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_overlays_have_the_resolution_of_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wide = tmp_path / "wide.png"
+    Image.open(PICTURE).convert("RGB").resize((640, 320)).save(wide)
+    model = ("--model", "bundled", "--method", "grad-cam", "--target", "0", "1")
+    drawing = ("--cmap", "jet", "--alpha", "0.5", "--threshold", "0.2", "--colorbar", "--dpi", "60")
+    assert explain(tmp_path / "out", str(wide), *model, *drawing, "--overlay") == 0
+    for index in (0, 1):
+        with Image.open(tmp_path / "out" / f"wide_grad-cam_{index}_overlay.png") as drawn:
+            assert drawn.size == (640, 320)
+            saturation = np.asarray(drawn.convert("HSV"))[..., 1]
+            assert saturation[:, :100].max() == 0, "not seen by the network: grey"
+            assert saturation[:, 200:440].max() > 50
+    printed = capsys.readouterr().out
+    assert "wide.png: the network sees 38 % of the picture" in printed
+    assert "--whole-image" in printed
+    assert "too small for the map to mean anything" in printed
+    assert explain(tmp_path / "whole", str(wide), *model, "--whole-image") == 0
+    assert "the network sees" not in capsys.readouterr().out
+
+
+def test_the_most_probable_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (PICTURE, *DIGITS, "--method", "fusion-cam:max_evaluations=8", "--top", "2", "--json", "--save-map")
+    assert explain(tmp_path, *arguments) == 0
+    content = json.loads((tmp_path / "explanations.json").read_text())
+    (picture,) = content["pictures"]
+    assert [one["index"] for one in picture["classes"]] == [6, 4]
+    assert content["model"] == "digits"
+    assert content["layers"] == ["stage4"]
+    model, inputs = digits.load_model(), digits.preprocess(SCENE.image)
+    for one in picture["classes"]:
+        (entry,) = one["maps"]
+        heat = torch.from_numpy(np.load(tmp_path / entry["files"]["map"]))
+        with torch.no_grad():
+            scores = model(torch.cat([inputs, inputs * heat])).softmax(1)[:, one["index"]]
+        assert one["class"] == digits.CLASSES[one["index"]]
+        assert [one["score"], entry["score_of_highlighted_part"]] == pytest.approx(scores.tolist(), abs=1e-4)
+        assert set(entry["contributions"]) == {"gradient", "region", "union"}
+    assert (tmp_path / picture["figure"]).exists()
+    assert "the highlighted part alone" in capsys.readouterr().out
+
+
+def test_the_page_holds_everything_and_escapes_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    names = tmp_path / "classes.txt"
+    names.write_text("\n".join(f"<script>{i}</script>" for i in range(10)))
+    picture = tmp_path / "a & b.png"
+    picture.write_bytes(Path(PICTURE).read_bytes())
+    arguments = (str(picture), *DIGITS, "--classes", str(names), "--method", "fusion-cam:max_evaluations=8", "grad-cam")
+    assert explain(tmp_path, *arguments, "--html", "--open", "--target", "6", "--threshold", "0.3") == 0
+    page = tmp_path / "explanations.html"
+    assert opened == [page.as_uri()]
+    text = page.read_text()
+    assert "&lt;script&gt;6&lt;/script&gt;" in text
+    assert "<script>6" not in text
+    assert "a &amp; b.png" in text
+    assert text.count('class="heat"') == 5, "gradient map, region map, union, fusion; Grad-CAM"
+    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!data:)", text), "nothing is loaded"
+    assert "default-src 'none'" in text
+    assert grad_cam(tmp_path, PICTURE, "--open") == 0
+    assert opened[1] == (tmp_path / f"{Path(PICTURE).stem}_grad-cam.png").as_uri()
+
+
+def test_a_long_run_is_announced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captum_fusion._commands.explain.cost._seconds_of_a_sample", lambda plan, probe: 2.0)
+    arguments = ("--method", "fusion-cam", "--target", "four")
+    assert explain(tmp_path, PICTURE, *DIGITS, *arguments) == 0
+    samples, seconds = re.search(r"at most (\d+) forward samples, about (\d+) min", capsys.readouterr().out).groups()
+    channels = digits.load_model().stage4(torch.zeros(1, 80, 12, 12)).shape[1]
+    assert 40 < int(samples) <= channels + 5
+    assert int(seconds) == round((int(samples) + 2) * 2 / 60)
+    assert grad_cam(tmp_path, PICTURE) == 0
+    assert "at most" not in capsys.readouterr().out, "a short run is not"
+
+
+def test_one_bar_counts_the_samples_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tqdm
+
+    bars: list[Any] = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+        def close(self) -> None:
+            self.last = self.n
+            super().close()
+
+    monkeypatch.setattr("captum_fusion._commands.explain.compute.tqdm", Bar)
+    assert explain(tmp_path, PICTURE, *DIGITS, "--method", "fusion-cam", "grad-cam", "--target", "four") == 0
+    (bar,) = bars
+    assert bar.total > 60
+    assert 0.8 * bar.total < bar.last <= bar.total
+
+
+def test_one_method_is_shown_with_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "fusion-cam", "insertion"]) == 0
+    method, metric = capsys.readouterr().out.split("\n\n")
+    assert "theta=10.0" in method
+    assert METHODS["fusion-cam"].info.url in method
+    assert "higher is better" in metric
+    assert main(["methods", "GradCAM"]) == 2
+    assert "did you mean grad-cam" in capsys.readouterr().err

@@ -511,3 +511,27 @@ def test_components_of_several_inputs() -> None:
     assert not torch.allclose(first.sum(1), second.sum(1))
     peak = first.sum(1).relu().flatten(1).argmax(1)
     assert torch.equal(details.gradient_map.flatten(1).argmax(1), peak)
+
+
+def test_a_class_name_as_target_is_explained() -> None:
+    model, x = make(), images(1, 3, 8, 8)
+    for target in ("tiger cat", ["tiger cat"]):
+        with pytest.raises(AssertionError, match=r"target must be the index of a class, not 'tiger cat'.*class_names.index"):
+            LayerFusionCAM(model, model.relu2).attribute(x, target)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cls", [LayerFusionCAM, LayerScoreCAM])
+def test_a_picture_without_a_batch_dimension_is_named(cls: type) -> None:
+    model, x = make(), images(1, 3, 8, 8)[0]
+    with pytest.raises((ValueError, AssertionError), match=r"add a batch dimension: inputs.unsqueeze\(0\)"):
+        cls(model, model.relu2).attribute(x, 1)
+
+
+def test_details_are_printed_without_their_maps() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    _, details = LayerFusionCAM(model, model.relu2).attribute(x, [0, 1], return_details=True)
+    text = repr(details)
+    assert text.startswith("FusionDetails(maps of shape (2, 1, 8, 8), score=[")
+    assert "fusion_weights=[[" in text
+    assert "tensor" not in text
+    assert len(text) < 600

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -125,9 +127,35 @@ def check_folder(folder: Path) -> None:
             raise CommandError(f"output: {path} is a file, not a folder")
 
 
-def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    write(path, partial(figure.savefig, dpi=110, format="png", bbox_inches="tight", pad_inches=0.08))
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder for output before the work, and check that it can be written to.
+
+    If the work fails, folders that were made and are still empty are removed.
+
+    Raises:
+        CommandError: If it cannot be made or written to.
+    """
+    check_folder(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CommandError(f"output: {folder} could not be written ({error})") from error
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # it is not empty
+            for path in made:
+                path.rmdir()
+        raise
+
+
+def write_figure(path: Path, figure: Figure, format: str = "png", dpi: int = 110) -> None:
+    """Write a figure, whole or not at all."""
+    write(path, partial(figure.savefig, dpi=dpi, format=format, bbox_inches="tight", pad_inches=0.08))
 
 
 def write(path: Path, save: Callable[[Any], Any]) -> None:

@@ -161,10 +161,17 @@ class Call:
             output = output.reshape(1, *output.shape)  # for models that end in squeeze()
         assert output.shape[:1] == (samples,), (
             f"forward_func must return one output for each of the {samples} examples of its input, not a tensor of "
-            f"shape {tuple(output.shape)}"
+            f"shape {tuple(output.shape)}{self.batch_hint()}"
         )
         checked: Tensor = output
         return checked
+
+    def batch_hint(self) -> str:
+        """A remark for error messages if the input may be one picture without a batch dimension, else nothing."""
+        x = self.inputs[0]
+        if len(self.inputs) > 1 or x.dim() != 3 or x.shape[0] not in (1, 3):
+            return ""
+        return f"; if the input of shape {tuple(x.shape)} is one picture, add a batch dimension: inputs.unsqueeze(0)"
 
     def in_chunks(
         self,

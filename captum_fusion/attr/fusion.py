@@ -71,6 +71,17 @@ class FusionDetails(NamedTuple):
     similarity_map: Tensor | None = None
     selected: Tensor | None = None
 
+    def __repr__(self) -> str:
+        """Shapes, scores, contributions and weights, without the maps."""
+        numbers = {
+            name: [round(number, 3) for number in values.flatten().tolist()]
+            for name, values in self._asdict().items()
+            if values is not None and not name.endswith("_map") and values.dim() == 1
+        }
+        weights = {name: getattr(self, name).round(decimals=3).tolist() for name in ("union_weights", "fusion_weights")}
+        texts = [f"{name}={value}" for name, value in {**numbers, **weights}.items()]
+        return f"FusionDetails(maps of shape {tuple(self.region_map.shape)}, {', '.join(texts)})"
+
 
 #: The result of ``attribute`` with ``return_details=True``: a pair, or a list of pairs for a list of layers.
 _Detailed = tuple[TensorOrTupleOfTensors, FusionDetails | tuple[FusionDetails, ...]]

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from captum_fusion._pictures import on_white
 from captum_fusion.evaluation.fingerprints import fingerprint_of, fingerprint_of_file
 
 #: A class, by its index or its name.
@@ -205,7 +206,8 @@ def load_image(image: Any) -> Image.Image | Tensor:
         image (str, Path, Image or Tensor): As in :class:`Example`.
 
     Returns:
-        Image or Tensor: 8-bit RGB, rotated as its EXIF tag says; 16-bit pictures are scaled, not clipped.
+        Image or Tensor: 8-bit RGB, rotated as its EXIF tag says. 16-bit pictures are scaled, not clipped. Transparent
+        pixels are white. Of an animation, the first picture is loaded.
 
     Raises:
         ValueError: If the file does not exist, is not a picture, or could not be read; the message names it.
@@ -246,8 +248,7 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
         if pixels.min() < 0 or pixels.max() > 65535:
             raise ValueError(f"{name} holds more than 16 bits a pixel; save it as an 8 or 16 bit picture")
         image = Image.fromarray((pixels / 257).round().astype(np.uint8))
-    upright: Image.Image = ImageOps.exif_transpose(image).convert("RGB")
-    return upright
+    return on_white(ImageOps.exif_transpose(image))
 
 
 # ----------------------------------------------------------------------------------------------------------- datasets

@@ -335,7 +335,7 @@ def _catalogued(spec: MethodSpec, explained: ExplainedLayers, defaults: Mapping[
     """An attribution object of a method of the catalogue."""
     name, options = spec.name, dict(spec.options)
     stage = options.pop("stage", "full") if name in ("fusion-cam", "union-cam") else "full"
-    known = _options_of(name)
+    known = options_of(name)
     for key in options:
         if key not in known:
             raise _no_option("methods", name, key, known)
@@ -380,7 +380,7 @@ def fuses_stages(method: Any) -> bool:
     return isinstance(method, str) and parse(method).name == "integrative-cam"
 
 
-def _options_of(name: str) -> list[str]:
+def options_of(name: str) -> list[str]:
     """The constructor options of a method of the catalogue that can be written in a spec."""
     taken = {"self", "forward_func", "model", "layer", "device_ids", "reshape", "layer_method"}
     options = [option for option in inspect.signature(METHODS[name].cls.__init__).parameters if option not in taken]
@@ -408,7 +408,7 @@ def takes(name: str, option: str) -> bool:
         >>> takes("fusion-cam", "theta"), takes("grad-cam", "theta")
         (True, False)
     """
-    return name in METHODS and option in _options_of(name)
+    return name in METHODS and option in options_of(name)
 
 
 def fingerprint(method: Any) -> str:

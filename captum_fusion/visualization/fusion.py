@@ -18,6 +18,7 @@ LEGEND = (
     "the class gets 89 % of its score for the whole picture."
 )
 
+_TINY = 0.005  # scores that are 0.00 in a caption
 _MORE = 1.005  # a larger ratio is no longer 100 % of the score
 
 
@@ -31,10 +32,10 @@ def kept(alone: float, score: float) -> str:
     Examples::
 
         >>> kept(0.8, 0.9), kept(0.9, 0.3), kept(1.5, -2.0)
-        ('keeps 89 % of the score', 'raises the score to 0.90', 'has a score of 1.50')
+        ('keeps 89 % of the score', 'raises the score to 0.90', 'has a score of 1.5')
     """
-    if score <= 0 or alone < 0:
-        return f"has a score of {alone:.2f}"
+    if score <= 0 or alone < 0 or max(score, alone) < _TINY:
+        return f"has a score of {alone:.2g}"
     if alone > _MORE * score:
         return f"raises the score to {alone:.2f}"
     return f"keeps {alone / score:.0%} of the score".replace("%", " %")
@@ -46,6 +47,7 @@ def visualize_fusion(
     details: FusionDetails,
     *,
     titles: Sequence[str] | None = None,
+    alone: Sequence[float] | None = None,
     name: str = "fusion",
     legend: str | None = LEGEND,
     **style: Any,
@@ -59,6 +61,8 @@ def visualize_fusion(
         attributions (Tensor): Maps of the fusion, of shape (N, 1, H, W).
         details (FusionDetails): Details of the fusion, from ``return_details=True``.
         titles (sequence of str, optional): Text beside each row, for example the class that is explained.
+            Default: None
+        alone (sequence of float, optional): Score of the part that each fusion highlights alone, for its caption.
             Default: None
         name (str, optional): Title of the last column. Default: ``"fusion"``
         legend (str, optional): Text below the panels. Default: an explanation of the captions
@@ -82,7 +86,9 @@ def visualize_fusion(
     for i, image in enumerate(images):
         score, baseline = float(details.score[i]), float(details.baseline_score[i])
         (gradient, region), (union, rival) = details.union_weights[i].tolist(), details.fusion_weights[i].tolist()
-        if details.selected is None:
+        if alone is not None:
+            last = f"{name}\n{kept(alone[i], score)}"
+        elif details.selected is None:
             last = f"{name}\n{union:.0%} union, {rival:.0%} region map".replace("%", " %")
         else:
             last = f"{name}\nselected: {'union' if details.selected[i] else 'region map'}"

@@ -23,7 +23,7 @@ from captum_fusion.visualization.pictures import ALPHA, LEVELS, Box, Picture, pl
 #: Captum's methods, and our own.
 METHODS = ("blended_heat_map", "heat_map", "masked_image", "alpha_scaling", "contour")
 
-_TITLE, _GAP = 0.45, 0.08  # inches above a row of panels with and without titles
+_TITLE, _GAP = 0.52, 0.08  # inches above a row of panels with and without titles
 _HEAT_MAPS = ("blended_heat_map", "heat_map")
 
 
@@ -215,7 +215,7 @@ def visualize_grid(
     heights = [panel * picture.shape[0] / picture.shape[1] for picture in pictures]
     if figure is None:
         extra = sum(_TITLE if any(title for _, title in panels) else _GAP for _, panels in rows)
-        extra += 0.5 * show_colorbar + 0.2 * (legend is not None)
+        extra += 0.6 * show_colorbar + text.height(legend, panel * columns)
         figure = Figure(figsize=(panel * columns + 0.25 * any(labels), sum(heights) + extra), layout="constrained")
     inches = figure.bbox.width / figure.dpi / columns
     axes: Any = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
@@ -229,6 +229,8 @@ def visualize_grid(
             if heat is None:
                 axis.imshow(picture)
                 axis.set_axis_off()
+                if boxes[i] is not None:
+                    axis.add_patch(_frame(boxes[i]))
             else:
                 visualize_map(
                     heat, picture, fig_axis=(figure, axis), sign=sign, cmap=name, scale=scale, box=boxes[i], **style

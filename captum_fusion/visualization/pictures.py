@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from captum_fusion._arguments import choice, share
+from captum_fusion._pictures import on_white
 from captum_fusion.functional import at_least_float32, upsample
 from captum_fusion.visualization.colours import Array, colour_map, colours, end_of_scale, with_sign
 
@@ -77,21 +78,6 @@ def to_picture(image: Picture) -> Array:
         array = (array - low) / (high - low if high > low else 1.0)
     picture: Array = np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)), np.float32)
     return picture
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """An RGB picture; transparent pixels become white.
-
-    Examples::
-
-        >>> on_white(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0))
-        (255, 255, 255)
-    """
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def overlay(

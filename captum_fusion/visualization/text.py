@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 
 _SIZES = (8.5, 8.0, 7.5, 7.0, 6.5, 6.0)  # of titles, in points
+_LEGEND = 7.5  # size of a legend, in points
 _LINES = 3  # a longer title gets a smaller font
 _ASPECT = 0.56  # mean width of a character divided by its height
 
@@ -95,7 +96,15 @@ def colour_bar(
     bar.set_label(label, fontsize=7.5)
 
 
+def height(legend: str | None, inches: float) -> float:
+    """Inches that a legend needs below a figure of a width."""
+    return 0.0 if legend is None else 0.1 + 0.15 * len(_legend_lines(legend, inches))
+
+
+def _legend_lines(legend: str, inches: float) -> list[str]:
+    return textwrap.wrap(legend, max(20, int(inches * 72 / (_LEGEND * _ASPECT))))
+
+
 def legend_below(figure: Figure | SubFigure, text: str, inches: float) -> None:
     """Write a line of explanation below a figure."""
-    wrapped = "\n".join(textwrap.wrap(text, max(20, int(inches * 72 / (7.5 * _ASPECT)))))
-    figure.supxlabel(wrapped, fontsize=7.5, parse_math=False)
+    figure.supxlabel("\n".join(_legend_lines(text, inches)), fontsize=_LEGEND, parse_math=False)
