@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -97,6 +99,42 @@ def default_layer(model: nn.Module, *inputs: Tensor) -> DefaultLayer:
     return tokens
 
 
+def reshape_of(model: nn.Module, layer: nn.Module, *inputs: Tensor) -> TokenGrid | ChannelsLast | None:
+    """How to convert a layer's output to maps: the ``reshape`` of a layer that was chosen by name.
+
+    Args:
+        model (Module): Network. It runs once, without gradients, in its current mode.
+        layer (Module): A module of the network.
+        inputs (Tensor): Inputs of the network, the first of shape ``(N, channels, *spatial)``.
+
+    Returns:
+        TokenGrid, ChannelsLast or None: None if the output is a map already, or no grid is recognised.
+
+    Examples::
+
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Flatten(2), nn.LazyLinear(4)).eval()
+        >>> net(torch.rand(1, 3, 8, 8)).shape, reshape_of(net, net[2], torch.rand(1, 3, 8, 8))
+        (torch.Size([1, 8, 4]), None)
+    """
+    grids: list[tuple[int, ...]] = []
+    channels_last: set[torch.Size] = set()
+    outputs: list[Tensor] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(module, _CONVOLUTIONS) and not grids:
+            grids.append(tuple(output.shape[2:]))
+        if isinstance(module, _NORMS) and tuple(module.normalized_shape) == tuple(args[0].shape[-1:]):
+            channels_last.add(args[0].shape)
+        if module is layer and isinstance(output, Tensor):
+            outputs[:] = [output]
+
+    with _hooked(model, note), torch.no_grad():
+        model(*inputs)
+    if not outputs or not grids or len(grids[0]) != 2 or outputs[0].shape not in channels_last:
+        return None
+    return _reshape_of(outputs[0], grids[0])
+
+
 def resolution_layers(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module]]:
     """The last convolutional stage of each resolution, in the order of the network. Suitable for fusions of layers.
 
@@ -151,13 +189,8 @@ def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tup
         if module in names and isinstance(output, Tensor) and output.dim() == inputs[0].dim() > 2:
             stages.append((module, output.shape))
 
-    handles = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            result = model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _hooked(model, note), torch.no_grad():
+        result = model(*inputs)
     classes = result.shape[1] if isinstance(result, Tensor) and result.dim() == 2 else None
     named = [
         (names[stage], stage, tuple(shape[2:]))
@@ -167,6 +200,17 @@ def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tup
     # The only convolution of a vision transformer splits the image into patches.
     patches_only = sum(isinstance(module, _CONVOLUTIONS) for module in model.modules()) == 1 and channels_last
     return [] if patches_only else named
+
+
+@contextlib.contextmanager
+def _hooked(model: nn.Module, note: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
+    """Call ``note(module, args, output)`` after every module of the network."""
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _no_stage() -> ValueError:
@@ -191,13 +235,8 @@ def _token_layer(model: nn.Module, *inputs: Tensor) -> DefaultLayer | None:
         if isinstance(module, _NORMS) and isinstance(output, Tensor) and output.requires_grad:
             outputs.append((module, output))
 
-    handles = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        with torch.enable_grad():
-            model(inputs[0].detach().requires_grad_(), *inputs[1:])
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _hooked(model, note), torch.enable_grad():
+        model(inputs[0].detach().requires_grad_(), *inputs[1:])
     if not features or not features[0].requires_grad or not outputs or not grids or len(grids[0]) != 2:
         return None
     # Weights of both signs, since a normalised feature has a constant sum. The head itself may still be zero.

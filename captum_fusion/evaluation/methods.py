@@ -389,7 +389,7 @@ def options_of(name: str) -> list[str]:
 
 def _components_of(name: str) -> list[str]:
     """The options of a fusion that take a method."""
-    return [option for option in ("gradient_method", "region_method") if option in _options_of(name)]
+    return [option for option in ("gradient_method", "region_method") if option in options_of(name)]
 
 
 def _component(name: Any, explained: ExplainedLayers, defaults: Mapping[str, Any]) -> Attribution:

@@ -98,7 +98,9 @@ class Network:
     ) -> tuple[str, methods.ExplainedLayers]:
         try:
             if name is not None:
-                return name, methods.ExplainedLayers(self.model, [layers.find_layer(self.model, name)])
+                layer = layers.find_layer(self.model, name)
+                reshape = layers.reshape_of(self.model, layer, probe)
+                return name, methods.ExplainedLayers(self.model, [layer], reshape=reshape)
             name, layer, reshape = layers.default_layer(self.model, probe)
             stages = layers.resolution_layers(self.model, probe) if wants_stages else []
         except ValueError as error:

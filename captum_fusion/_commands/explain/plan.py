@@ -121,7 +121,8 @@ def _methods(
             built[spec] = PlannedMethod(spec, method, tuple(names) if fused else (names[-1],), file)
             continue
         for name, layer in zip(names, explained.layers, strict=True):
-            method = methods.build(spec, ExplainedLayers(model, [layer]), given, {})
+            reshape = layers.reshape_of(model, layer, probe)
+            method = methods.build(spec, ExplainedLayers(model, [layer], reshape=reshape), given, {})
             built[f"{spec} on {name}"] = PlannedMethod(spec, method, (name,), f"{file}_{inputs.file_name(name)}")
     return built, names
 
@@ -132,14 +133,15 @@ def _explained_layers(
     """The wanted layers, or the default ones, which are printed."""
     try:
         if names is None:
-            name, layer = layers.default_layer(model, probe)
+            name, layer, reshape = layers.default_layer(model, probe)
             print(f"layer: {name} (--layers names others)")
             stages = layers.resolution_layers(model, probe) if any(map(methods.fuses_stages, specs)) else []
             if stages:
                 print(f"layers of integrative-cam: {','.join(name for name, _ in stages)}")
-            return [name], ExplainedLayers(model, [layer], [module for _, module in stages])
+            return [name], ExplainedLayers(model, [layer], [module for _, module in stages], reshape)
         names = list(dict.fromkeys(names))
-        return names, ExplainedLayers(model, [layers.find_layer(model, name) for name in names])
+        found = [layers.find_layer(model, name) for name in names]
+        return names, ExplainedLayers(model, found, reshape=layers.reshape_of(model, found[-1], probe))
     except ValueError as error:
         raise CommandError(f"layer: {error}") from error
 
