@@ -309,3 +309,8 @@ def test_a_signal_has_the_colours_of_its_map() -> None:
     ):
         with pytest.raises(ValueError, match=r"times must|channels must|signal must"):
             visualize_signal(**{"attribution": torch.rand(8), "signal": torch.rand(8), **arguments})
+
+
+def test_a_tall_picture_does_not_make_an_endless_figure() -> None:
+    figure = visualize_grid([(torch.rand(3, 200, 4), [(torch.rand(50, 1), "map")])])
+    assert figure.get_size_inches()[1] < 6

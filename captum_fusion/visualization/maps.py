@@ -24,6 +24,7 @@ from captum_fusion.visualization.pictures import ALPHA, LEVELS, Box, Picture, pl
 METHODS = ("blended_heat_map", "heat_map", "masked_image", "alpha_scaling", "contour")
 
 _TITLE, _GAP = 0.52, 0.08  # inches above a row of panels with and without titles
+_TALLEST = 2.0  # height of a row divided by the width of its panels
 _HEAT_MAPS = ("blended_heat_map", "heat_map")
 
 
@@ -212,7 +213,7 @@ def visualize_grid(
     labels, boxes = _for_each_row("labels", labels, len(rows)), _for_each_row("boxes", boxes, len(rows))
     columns = max(len(panels) for _, panels in rows)
     pictures = [to_picture(image) for image, _ in rows]
-    heights = [panel * picture.shape[0] / picture.shape[1] for picture in pictures]
+    heights = [panel * min(_TALLEST, picture.shape[0] / picture.shape[1]) for picture in pictures]
     if figure is None:
         extra = sum(_TITLE if any(title for _, title in panels) else _GAP for _, panels in rows)
         extra += 0.6 * show_colorbar + text.height(legend, panel * columns)
