@@ -220,6 +220,8 @@ def test_contours_and_thresholds_on_axes() -> None:
     assert len(axis.collections) >= 2
     figure, axis = visualize_map(heat - 0.5, picture, method="contour", threshold=0.5, sign="all")
     assert pixels(figure).std() > 0.05
+    _, axis = visualize_map(heat, picture, method="contour", threshold=1.0, outlier_perc=0)
+    assert not axis.collections, "no line, and no warning"
     _, axis = visualize_map(heat, picture, threshold=0.5, outlier_perc=0)
     assert axis.images[-1].get_array().mask.sum() == (heat < 0.5).sum()
     _, axis = visualize_map(-heat, picture, sign="negative", outlier_perc=0)

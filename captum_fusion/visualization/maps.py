@@ -134,6 +134,9 @@ def _draw_contours(axis: Axes, heat: Array, levels: Sequence[float], end: float,
     """Lines at fractions of the scale; a rim keeps them visible on any picture."""
     values = sorted(level * end for level in levels if level > 0)
     values = sorted({*values, *(-value for value in values)} if sign == "all" else values)
+    values = [value for value in values if heat.min() < value < heat.max()]  # matplotlib warns of others
+    if not values:
+        return
     norm = Normalize(-end if sign == "all" else 0.0, end)
     rims = [rim_of(np.asarray(colormaps[cmap](norm(value)))) for value in values]
     axis.contour(heat, values, colors=rims, linewidths=2.6, linestyles="solid")
