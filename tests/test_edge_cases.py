@@ -516,7 +516,9 @@ def test_components_of_several_inputs() -> None:
 def test_a_class_name_as_target_is_explained() -> None:
     model, x = make(), images(1, 3, 8, 8)
     for target in ("tiger cat", ["tiger cat"]):
-        with pytest.raises(AssertionError, match=r"target must be the index of a class, not 'tiger cat'.*class_names.index"):
+        with pytest.raises(
+            AssertionError, match=r"target must be the index of a class, not 'tiger cat'.*class_names.index"
+        ):
             LayerFusionCAM(model, model.relu2).attribute(x, target)  # type: ignore[arg-type]
 
 

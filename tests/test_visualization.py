@@ -220,6 +220,8 @@ def test_contours_and_thresholds_on_axes() -> None:
     assert len(axis.collections) >= 2
     figure, axis = visualize_map(heat - 0.5, picture, method="contour", threshold=0.5, sign="all")
     assert pixels(figure).std() > 0.05
+    _, axis = visualize_map(heat, picture, method="contour", threshold=1.0, outlier_perc=0)
+    assert not axis.collections, "no line, and no warning"
     _, axis = visualize_map(heat, picture, threshold=0.5, outlier_perc=0)
     assert axis.images[-1].get_array().mask.sum() == (heat < 0.5).sum()
     _, axis = visualize_map(-heat, picture, sign="negative", outlier_perc=0)
@@ -309,3 +311,8 @@ def test_a_signal_has_the_colours_of_its_map() -> None:
     ):
         with pytest.raises(ValueError, match=r"times must|channels must|signal must"):
             visualize_signal(**{"attribution": torch.rand(8), "signal": torch.rand(8), **arguments})
+
+
+def test_a_tall_picture_does_not_make_an_endless_figure() -> None:
+    figure = visualize_grid([(torch.rand(3, 200, 4), [(torch.rand(50, 1), "map")])])
+    assert figure.get_size_inches()[1] < 6

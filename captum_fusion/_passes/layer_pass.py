@@ -106,7 +106,9 @@ def _run(
         except RuntimeError as error:
             if not call.batch_hint() or isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise ValueError(f"inputs: {str(error).splitlines()[0]}{call.batch_hint()}") from error
+            raise ValueError(
+                f"inputs: {(str(error).splitlines() or [type(error).__name__])[0]}{call.batch_hint()}"
+            ) from error
         _check_used(layers, saved)
         output = call.check_output(raw, call.examples, dims)
         call.check_target(output)

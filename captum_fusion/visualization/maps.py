@@ -24,6 +24,7 @@ from captum_fusion.visualization.pictures import ALPHA, LEVELS, Box, Picture, pl
 METHODS = ("blended_heat_map", "heat_map", "masked_image", "alpha_scaling", "contour")
 
 _TITLE, _GAP = 0.52, 0.08  # inches above a row of panels with and without titles
+_TALLEST = 2.0  # height of a row divided by the width of its panels
 _HEAT_MAPS = ("blended_heat_map", "heat_map")
 
 
@@ -133,6 +134,9 @@ def _draw_contours(axis: Axes, heat: Array, levels: Sequence[float], end: float,
     """Lines at fractions of the scale; a rim keeps them visible on any picture."""
     values = sorted(level * end for level in levels if level > 0)
     values = sorted({*values, *(-value for value in values)} if sign == "all" else values)
+    values = [value for value in values if heat.min() < value < heat.max()]  # matplotlib warns of others
+    if not values:
+        return
     norm = Normalize(-end if sign == "all" else 0.0, end)
     rims = [rim_of(np.asarray(colormaps[cmap](norm(value)))) for value in values]
     axis.contour(heat, values, colors=rims, linewidths=2.6, linestyles="solid")
@@ -212,7 +216,7 @@ def visualize_grid(
     labels, boxes = _for_each_row("labels", labels, len(rows)), _for_each_row("boxes", boxes, len(rows))
     columns = max(len(panels) for _, panels in rows)
     pictures = [to_picture(image) for image, _ in rows]
-    heights = [panel * picture.shape[0] / picture.shape[1] for picture in pictures]
+    heights = [panel * min(_TALLEST, picture.shape[0] / picture.shape[1]) for picture in pictures]
     if figure is None:
         extra = sum(_TITLE if any(title for _, title in panels) else _GAP for _, panels in rows)
         extra += 0.6 * show_colorbar + text.height(legend, panel * columns)
