@@ -82,7 +82,7 @@ def test_licences_are_clear(photograph: Photograph) -> None:
 def test_every_picture_is_described() -> None:
     files = {file.stem for file in (FOLDER / "pictures").iterdir()}
     assert files == {photograph.name for photograph in PHOTOGRAPHS}
-    with pytest.raises(ValueError, match="name must be one of .*'cat'.*not 'dog'"):
+    with pytest.raises(ValueError, match=r"name must be one of .*'cat'.*not 'dog'"):
         photographs.photograph_path("dog")
 
 
