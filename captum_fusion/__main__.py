@@ -16,6 +16,7 @@ _DESCRIPTION = "See why a trained network decided: Fusion-CAM and its components
 _EPILOG = """\
 examples:
   captum-fusion demo
+  captum-fusion explain cat.jpg
   captum-fusion explain cat.jpg dog.jpg --model resnet50 --output maps
   captum-fusion explain cat.jpg --model squeezenet1_1 --weights squeezenet.safetensors --target "tiger cat"
   captum-fusion explain scan.png --model mypackage.models:build --weights best.pt --classes classes.txt \\
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     code = main(["demo", "--output", folder])  # doctest: +ELLIPSIS
-        scene_...
+        cat_and_coffee...
         >>> code
         0
     """

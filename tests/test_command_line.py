@@ -18,7 +18,7 @@ from PIL import Image
 from captum_fusion.__main__ import main
 from captum_fusion._commands.explain import open_image
 from captum_fusion.attr.catalog import METHODS
-from captum_fusion.demo import digits
+from captum_fusion.demo import digits, photographs
 from captum_fusion.evaluation import METRICS as MEASURES
 from tests.networks import TupleLayer, make
 
@@ -36,10 +36,17 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     with Image.open("captum_fusion_demo.png") as figure:
         assert figure.width > 800
     printed = capsys.readouterr().out
-    for label in SCENE.labels:
-        assert f"{digits.CLASSES[label]} " in printed
+    for label in photographs.load_photographs()[0].labels:
+        assert f"{photographs.CLASSES[label]}: probability" in printed
     assert printed.count("with only the highlighted part shown") == 2
+    assert "captum-fusion explain" in printed, "the next command to try"
     assert [file.name for file in tmp_path.iterdir()] == ["captum_fusion_demo.png"]
+
+
+def test_the_demo_explains_two_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat", "nothing"):
+        assert main(["demo", "--photograph", name]) == 2
+        assert f"no photograph {name!r} of two objects; there are cat_and_coffee, two_dogs" in capsys.readouterr().err
 
 
 def test_as_a_module(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
-from captum_fusion.demo import digits
+from captum_fusion.demo import digits, photographs
 from captum_fusion.models import imagenet_classes, load_model
 from tests.networks import make
 
@@ -43,6 +43,15 @@ def weight_file(request: pytest.FixtureRequest, tmp_path: Path, squeezenet: torc
     else:
         torch.save(state, file)
     return file
+
+
+def test_bundled() -> None:
+    loaded = load_model("bundled")
+    assert loaded.class_names == photographs.CLASSES
+    assert not loaded.model.training
+    photograph = photographs.load_photographs()[0]
+    assert loaded.preprocess(photograph.image).equal(photographs.preprocess(photograph.image))
+    assert load_model("bundled", whole_image=True).preprocess(GREY).shape == (1, 3, 224, 224)
 
 
 def test_digits() -> None:
@@ -179,6 +188,7 @@ def write(file: Path, value: Any) -> Path:
         ("resnet18", "IMAGENET1K_V9", "weights: resnet18 has IMAGENET1K_V1"),
         ("resnet18", "absent.pt", "weights: there is no file"),
         ("digits", "DEFAULT", "its own weights"),
+        ("bundled", "DEFAULT", "its own weights"),
         ("nowhere.to_be:found", None, "model: nowhere.to_be:found could not be imported"),
         ("tests.networks:nothing", None, "could not be imported"),
         ("..tests:nothing", None, "could not be imported"),

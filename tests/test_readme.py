@@ -22,7 +22,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     names: dict[str, object] = {}
     exec(block("python"), names)
     exec(block("python", 1), names)
-    assert "torch.Size([2, 1, 96, 96])" in capsys.readouterr().out
+    assert "torch.Size([2, 1, 224, 224])" in capsys.readouterr().out
     assert (tmp_path / "why.png").exists()
 
 

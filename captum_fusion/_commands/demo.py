@@ -10,14 +10,13 @@ from torch import Tensor
 
 from captum_fusion import LayerFusionCAM, LayerScoreCAM, functional
 from captum_fusion._commands.common import CommandError, add_output, check_folder, scores, write_figure
+from captum_fusion.attr.fusion import single
 
 if TYPE_CHECKING:
     from captum_fusion.demo.photographs import Photograph
 
 #: Pixels in the figure for each pixel of the network's input.
 _SCALE = 2
-
-_COLUMNS = ("gradient map", "region map", "union", "fusion")
 
 
 def add(commands: Any) -> None:
@@ -36,7 +35,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Explain the photograph, print what the maps show, and write the figure."""
     from captum_fusion.demo import photographs
-    from captum_fusion.visualization import visualize_grid
+    from captum_fusion.visualization import visualize_fusion
 
     pairs = {found.name: found for found in photographs.load_photographs() if len(found.labels) == 2}
     name = options.photograph or next(iter(pairs))
@@ -44,25 +43,21 @@ def run(options: argparse.Namespace) -> None:
         raise CommandError(f"there is no photograph {name!r} of two objects; there are {', '.join(pairs)}")
     check_folder(options.output)
     photograph, model = pairs[name], photographs.load_model()
-    names = [photographs.CLASSES[label] for label in photograph.labels]
-    inputs = photographs.preprocess(photograph.image)
+    target = list(photograph.labels)
+    names = [photographs.CLASSES[label] for label in target]
+    inputs = photographs.preprocess(photograph.image).repeat(2, 1, 1, 1)
     region = LayerScoreCAM(model, model.features, max_evaluations=56)  # nearly the full map, at a fraction of its cost
     fusion = LayerFusionCAM(model, model.features, region_method=region)
-    explained: Any = fusion.attribute_targets(inputs, targets=list(photograph.labels), return_details=True)
-    print(f"{name}: {names[0]} and {names[1]}. Photograph: {photograph.author}, {photograph.licence}.")
+    maps, details = single(fusion.attribute(inputs, target, return_details=True))
+    alone = scores(model, inputs * maps, target)
     picture, masks = _seen(photograph)
-    rows: list[tuple[Tensor, list[tuple[Tensor | None, str]]]] = []
-    for i, (label, (heat, details)) in enumerate(zip(photograph.labels, explained, strict=True)):
-        maps = torch.cat([details.denoised_map, details.region_map, details.union_map, heat])
-        whole, *alone = scores(model, torch.cat([inputs, inputs * maps]), [label] * 5)
-        print(f"  {names[i]}: probability {whole:.2f}; {alone[-1]:.2f} with only the highlighted part shown.")
-        print(f"    {_where(heat, masks, names, i)}")
-        panels: list[tuple[Tensor | None, str]] = [(None, f"{names[i]}\np = {whole:.2f}")]
-        for column, one, score in zip(_COLUMNS, maps, alone, strict=True):
-            panels.append((one, f"{column}\nalone: p = {score:.2f}"))
-        rows.append((picture, panels))
+    print(f"{name}: {names[0]} and {names[1]} ({photograph.author}, {photograph.licence})")
+    for i, label in enumerate(names):
+        print(f"  {label}: probability {details.score[i]:.2f}; with only the highlighted part shown, {alone[i]:.2f}.")
+        print(f"    {_where(maps[i : i + 1], masks, names, i)}")
+    titles = [f"{label}: p = {score:.2f}" for label, score in zip(names, details.score.tolist(), strict=True)]
     path = options.output / "captum_fusion_demo.png"
-    write_figure(path, visualize_grid(rows))
+    write_figure(path, visualize_fusion(picture.expand(2, -1, -1, -1), maps, details, titles=titles))
     print(f"wrote {path}")
     print("Next, a picture of your own: captum-fusion explain PICTURE.jpg")
 
@@ -84,5 +79,8 @@ def _where(heat: Tensor, masks: Tensor, names: list[str], own: int) -> str:
     """Which share of the map falls on its own object and on the other one, and how large they are."""
     spread = functional.upsample(heat, masks.shape[1:])[0]
     shares, areas = (spread * masks).sum((1, 2)) / spread.sum(), masks.float().mean((1, 2))
-    parts = [f"{shares[i]:.0%} on the {names[i]} ({areas[i]:.0%} of the picture)" for i in (own, 1 - own)]
-    return f"The map: {parts[0]}, {parts[1]}."
+    other = 1 - own
+    return (
+        f"{shares[own]:.0%} of the map is on the {names[own]}, which fills {areas[own]:.0%} of the picture; "
+        f"{shares[other]:.0%} is on the {names[other]}, which fills {areas[other]:.0%}."
+    )

@@ -213,6 +213,18 @@ ORIGINALS = {
             ]
         },
     ),
+    "street_sign": Original(
+        "34501842524_3c858b3080_k.jpg",
+        "United States Department of Energy",
+        "Public domain (work of the United States government)",
+        "https://www.flickr.com/photos/departmentofenergy/34501842524, from facebookresearch/Detectron, demo/NOTICE",
+        {
+            "street sign": [
+                [(204, 16), (448, 133), (450, 187), (198, 93)],
+                [(377, 147), (418, 189), (420, 286), (377, 353), (331, 352), (306, 305), (308, 227), (334, 160)],
+            ]
+        },
+    ),
 }
 
 
@@ -226,9 +238,17 @@ class Tile(NamedTuple):
 
 #: The pictures: their size and their tiles.
 PICTURES = {
+    "cat_and_coffee": (
+        (448, 448),
+        [
+            Tile("coffee", (8, 28, 590, 232), (0, 0, 448, 157)),
+            Tile("cat", (59, 9, 421, 244), (0, 157, 448, 448)),
+        ],
+    ),
     "two_dogs": ((585, 585), [Tile("two_dogs", (26, 3, 611, 588), (0, 0, 585, 585))]),
     "cat": ((451, 300), [Tile("cat", (0, 0, 451, 300), (0, 0, 451, 300))]),
     "coffee": ((600, 400), [Tile("coffee", (0, 0, 600, 400), (0, 0, 600, 400))]),
+    "street_sign": ((750, 500), [Tile("street_sign", (0, 0, 900, 600), (0, 0, 750, 500))]),
 }
 
 

@@ -85,7 +85,7 @@ def load_photographs() -> list[Photograph]:
 
         >>> photograph = load_photographs()[0]
         >>> [CLASSES[label] for label in photograph.labels]
-        ['golden retriever', 'redbone']
+        ['espresso', 'Egyptian cat']
     """
     photographs = []
     for facts in json.loads((_FOLDER / "photographs.json").read_text(encoding="utf-8")):

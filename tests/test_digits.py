@@ -1,4 +1,4 @@
-"""The bundled networks and pictures have the properties that the demonstration documents."""
+"""The network for digit scenes and its scenes have the properties that they document."""
 
 from __future__ import annotations
 
