@@ -226,3 +226,17 @@ def test_an_error_of_the_network_is_not_retried_in_silence(at: int) -> None:
 def test_an_error_about_the_layout_is_retried_in_the_other_layout() -> None:
     model, x = make(Views), images(1, 3, 8, 8)
     assert LayerScoreCAM(model, model.conv2).attribute(x, 1).isfinite().all()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("cls", [LayerScoreCAM, LayerAblationCAM, LayerFusionCAM])
+def test_a_model_that_was_compiled_and_run_before(cls: Any, in_place: bool) -> None:
+    """Compiled code ignores hooks that are added later; the passes that need hooks run without it."""
+    plain, model, x = make(), make(), images(2, 3, 8, 8)
+    compiled: Any = model if in_place else torch.compile(model, backend="eager")
+    if in_place:
+        model.compile(backend="eager")
+    with torch.no_grad():
+        compiled(x)
+    same(cls(compiled, model.conv2).attribute(x, 1), cls(plain, plain.conv2).attribute(x, 1))
+    torch._dynamo.reset()

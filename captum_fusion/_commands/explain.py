@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_fusion import FusionDetails, LayerFusionCAM, LayerUnionCAM, functional, layers, models, shared_work
-from captum_fusion._arguments import near_misses
+from captum_fusion._arguments import near_misses, printable
 from captum_fusion._commands.common import (
     CommandError,
     add_layers,
@@ -135,7 +135,7 @@ def run(options: argparse.Namespace) -> None:
             for spec, found in one.maps.items():
                 heat = found.heat[0, 0].float().cpu().numpy()
                 write(options.output / f"{stem}_{files[spec]}{suffix}.npy", partial(np.save, arr=heat))
-        tqdm.write(f"{file}: {_sentence(explained, len(specs) > 1)}; wrote {path}")
+        tqdm.write(printable(f"{file}: {_sentence(explained, len(specs) > 1)}; wrote {path}"))
 
 
 # --------------------------------------------------------------------------------------------------------------- set up
@@ -278,7 +278,7 @@ def _maps(
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             if len(built) == 1:
                 raise
-            tqdm.write(f"{name} is left out: {models.first_line(error)}")
+            tqdm.write(printable(f"{name} is left out: {models.first_line(error)}"))
 
 
 def _map(method: BuiltMethod, inputs: Tensor, target: int) -> tuple[Tensor, FusionDetails | None]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_fusion._captum import format_arguments, progress_bar, run_forward, select_target
 from captum_fusion._passes.masking import checked_inputs, take, usable
-from captum_fusion._passes.modes import exclusive, grad_mode
+from captum_fusion._passes.modes import exclusive, grad_mode, hooks_enabled
 from captum_fusion._passes.pace import FixedPace, TimedPace
 from captum_fusion._passes.sharing import WorkCache, current_cache, is_data, weights_of
 from captum_fusion._types import Reshape, Target
@@ -220,7 +220,7 @@ class Call:
         Captum's methods change flags of their inputs, and let the network change their values, so they get copies.
         Methods of this package (``ours``) do neither.
         """
-        with grad_mode(torch.is_grad_enabled()), exclusive():
+        with grad_mode(torch.is_grad_enabled()), hooks_enabled():
             inputs = self.inputs
             if not ours:
                 inputs = copied(tuple(x.detach() for x in inputs))
