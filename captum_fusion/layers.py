@@ -117,7 +117,7 @@ def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tup
     handles = [module.register_forward_hook(note) for module in model.modules()]
     try:
         with torch.no_grad():
-            result = model(*inputs)
+            result = model(*(x.clone() for x in inputs))  # it may change its input in place
     finally:
         for handle in handles:
             handle.remove()

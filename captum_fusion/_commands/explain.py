@@ -264,7 +264,7 @@ def _explain(setup: _Setup, inputs: Tensor) -> list[_Explained]:
 
 def _predicted(model: nn.Module, inputs: Tensor) -> int:
     with torch.no_grad():
-        return int(model(inputs).argmax(1))
+        return int(model(inputs.clone()).argmax(1))
 
 
 def _maps(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -279,7 +280,7 @@ def _check_sign(target: Target) -> None:
     if isinstance(target, Tensor):
         negative = bool((target < 0).any())
     else:
-        numbers = target if isinstance(target, (tuple, list)) else (target,)
+        numbers: Any = target if isinstance(target, (tuple, list)) else (target,)
         nested = [number for part in numbers for number in (part if isinstance(part, (tuple, list)) else (part,))]
-        negative = any(isinstance(number, int) and number < 0 for number in nested)
+        negative = any(isinstance(number, Integral) and number < 0 for number in nested)
     assert not negative, f"Target must not be negative: {target!r:.80}"
