@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from captum_fusion import __version__
+from captum_fusion._arguments import printable
 from captum_fusion._commands import demo, evaluate, explain, explore, methods
 from captum_fusion._commands.common import CommandError
 
@@ -73,7 +74,7 @@ def _run(given: Sequence[str]) -> int:
     try:
         options.run(options)
     except CommandError as error:
-        print(f"captum-fusion: error: {error}", file=sys.stderr)
+        print(f"captum-fusion: error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("captum-fusion: stopped", file=sys.stderr)

@@ -1,10 +1,14 @@
-"""Argument checks. Each returns the value or raises an error that names the argument and the valid values."""
+"""Argument checks. Each returns the value or raises an error that names the argument and the valid values.
+
+:func:`printable` is for what names of files and of objects do in messages.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -105,3 +109,17 @@ def _plain(name: str) -> str:
 
 def _is_finite(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
+def printable(text: str) -> str:
+    r"""Text whose control characters, which a terminal would obey, are written out.
+
+    Examples::
+
+        >>> print(printable("a\x1b[2Jb.png"))
+        a\x1b[2Jb.png
+    """
+    control = ("Cc", "Cf", "Cs")  # control, format (such as a change of direction) and lone surrogates
+    return "".join(
+        c.encode("unicode_escape").decode() if c != "\n" and unicodedata.category(c) in control else c for c in text
+    )

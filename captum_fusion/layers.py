@@ -129,7 +129,7 @@ def reshape_of(model: nn.Module, layer: nn.Module, *inputs: Tensor) -> TokenGrid
             outputs[:] = [output]
 
     with _hooked(model, note), torch.no_grad():
-        model(*inputs)
+        model(*(x.clone() for x in inputs))
     if not outputs or not grids or len(grids[0]) != 2 or outputs[0].shape not in channels_last:
         return None
     return _reshape_of(outputs[0], grids[0])
@@ -190,7 +190,7 @@ def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tup
             stages.append((module, output.shape))
 
     with _hooked(model, note), torch.no_grad():
-        result = model(*inputs)
+        result = model(*(x.clone() for x in inputs))  # it may change its input in place
     classes = result.shape[1] if isinstance(result, Tensor) and result.dim() == 2 else None
     named = [
         (names[stage], stage, tuple(shape[2:]))
@@ -236,7 +236,8 @@ def _token_layer(model: nn.Module, *inputs: Tensor) -> DefaultLayer | None:
             outputs.append((module, output))
 
     with _hooked(model, note), torch.enable_grad():
-        model(inputs[0].detach().requires_grad_(), *inputs[1:])
+        copies = [x.detach().clone() for x in inputs]
+        model(copies[0].requires_grad_() * 1, *copies[1:])  # a network may change its input in place
     if not features or not features[0].requires_grad or not outputs or not grids or len(grids[0]) != 2:
         return None
     # Weights of both signs, since a normalised feature has a constant sum. The head itself may still be zero.

@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,6 +147,8 @@ def output_of(name: str, model: nn.Module, inputs: Tensor) -> Tensor:
         raise ValueError(
             f"model: {name} does not take an input of shape {tuple(inputs.shape)} ({first_line(error)})"
         ) from error
+    if isinstance(output, Tensor) and output.is_meta:
+        raise ValueError(f"model: the weights of {name} are on the meta device and have no values")
     if not isinstance(output, Tensor) or output.dim() != 2:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"model: {name} must return a tensor of shape (N, classes), not {found}")
@@ -267,12 +270,9 @@ def _from_torchvision(
 
 
 def _from_function(name: str, whole_image: bool) -> LoadedModel:
-    module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        function = import_from_here(name)
+    except (ImportError, AttributeError, TypeError, ValueError, SystemExit) as error:
         raise ValueError(f"model: {name} could not be imported ({error})") from error
     if isinstance(function, nn.Module):
         raise ValueError(f"model: {name} is a module; give a function without arguments that returns it")
@@ -282,10 +282,24 @@ def _from_function(name: str, whole_image: bool) -> LoadedModel:
         inspect.signature(function).bind()
     except (TypeError, ValueError) as error:
         raise ValueError(f"model: {name} must be callable without arguments ({error})") from error
-    model = function()
+    try:
+        model = function()
+    except SystemExit as error:
+        raise ValueError(f"model: {name}() ends the program instead of returning a torch.nn.Module") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: {name}() must return a torch.nn.Module, not {type(model).__name__}")
     return from_module(name, model, whole_image)
+
+
+def import_from_here(path: str) -> Any:
+    """The object of an import path, ``package.module:object``; modules in the current folder are found, too.
+
+    The current folder is searched last, so that a file in it cannot replace a module of this or another package.
+    """
+    module, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return getattr(importlib.import_module(module), name)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -295,6 +309,7 @@ def _read_state(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ValueError(f"weights: there is no file {file}")
     try:
+        _check_size(file)
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -314,7 +329,31 @@ def _read_state(file: Path) -> dict[str, Tensor]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise ValueError(f"weights: {file} is not a state dict of tensors")
+    for key, value in state.items():
+        _check_tensor(file, key, value)
     return dict(state)
+
+
+def _check_size(file: Path) -> None:
+    """Refuse a file that would unpack to much more than its size. torch.save does not compress."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+        if unpacked > 2 * file.stat().st_size:
+            raise ValueError(f"it would unpack to {unpacked} bytes")
+
+
+def _check_tensor(file: Path, key: str, tensor: Tensor) -> None:
+    """Refuse what no network's weights are, or what has more values than the file."""
+    what = ""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        what = "is sparse, quantised or without values"
+    elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        what = f"repeats its values to the shape {tuple(tensor.shape)}"
+    elif tensor.is_floating_point() and tensor.isnan().any():
+        what = "holds NaN"
+    if what:
+        raise ValueError(f"weights: {file}: {key} {what}")
 
 
 def _without_wrapper(state: dict[str, Tensor], keys: Iterable[str]) -> dict[str, Tensor]:
@@ -329,13 +368,23 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], file: str | None, na
     missing = [key for key in ours if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in ours]
     wrong = [key for key in ours if key in state and ours[key].shape != state[key].shape]
-    if missing or extra or wrong:
+    kinds = [key for key in ours if key in state and _kind(ours[key]) != _kind(state[key])]
+    if missing or extra or wrong or kinds:
         parts = []
-        for what, keys in (("missing", missing), ("not in the model", extra), ("of another shape", wrong)):
+        for what, keys in (
+            ("missing", missing),
+            ("not in the model", extra),
+            ("of another shape", wrong),
+            ("of another type, such as integers or complex numbers", kinds),
+        ):
             if keys:
                 parts.append(f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})")
         raise ValueError(f"weights: {file} does not fit {name}: {'; '.join(parts)}")
     model.load_state_dict(state, strict=False)
+
+
+def _kind(tensor: Tensor) -> str:
+    return "complex" if tensor.is_complex() else "floating" if tensor.is_floating_point() else "integer"
 
 
 def _options_for(state: dict[str, Tensor], name: str) -> dict[str, Any]:
@@ -359,6 +408,8 @@ def _options_for(state: dict[str, Tensor], name: str) -> dict[str, Any]:
 
 def _read_classes(file: Path) -> list[str]:
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is not a regular file")
         text = file.read_text(encoding="utf-8-sig")
         names = json.loads(text) if file.suffix == ".json" else text.rstrip().splitlines()
     except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from captum_fusion import (
     LayerReciproCAM,
     LayerScoreCAM,
     LayerUnionCAM,
+    layers,
     metrics,
     shared_work,
 )
@@ -150,6 +151,13 @@ def test_a_network_that_changes_its_input_in_place(cls: Any) -> None:
     assert scale.tolist() == [[1.0] * 5, [2.0] * 5]
 
 
+def test_a_network_that_changes_its_input_in_place_shows_its_layers() -> None:
+    model, x = make(ChangesItsInput), images(1, 3, 8, 8)
+    before = x.clone()
+    assert layers.default_layer(model, x)[0] == "conv2"
+    assert torch.equal(x, before)
+
+
 def test_metrics_of_a_network_that_changes_its_input_in_place() -> None:
     changing, usual, x = make(ChangesItsInput), make(DoesNot), images(2, 3, 8, 8)
     before, maps = x.clone(), torch.rand(2, 1, 8, 8)
@@ -180,7 +188,9 @@ def test_the_first_layers_input_is_left_without_gradient(cls: Any) -> None:
 # --------------------------------------------------------------------------------------------------------- arguments
 
 
-@pytest.mark.parametrize("target", [-1, [-1, -1], torch.tensor([-1, -1]), torch.tensor(-1), (-1,), [(-1,), (-1,)]])
+@pytest.mark.parametrize(
+    "target", [-1, [np.int64(-1)] * 2, [-1, -1], torch.tensor([-1, -1]), torch.tensor(-1), (-1,), [(-1,), (-1,)]]
+)
 def test_negative_targets_are_refused_in_every_form(target: Any) -> None:
     model, x = make(), images(2, 3, 8, 8)
     for call in (
@@ -226,3 +236,17 @@ def test_an_error_of_the_network_is_not_retried_in_silence(at: int) -> None:
 def test_an_error_about_the_layout_is_retried_in_the_other_layout() -> None:
     model, x = make(Views), images(1, 3, 8, 8)
     assert LayerScoreCAM(model, model.conv2).attribute(x, 1).isfinite().all()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("cls", [LayerScoreCAM, LayerAblationCAM, LayerFusionCAM])
+def test_a_model_that_was_compiled_and_run_before(cls: Any, in_place: bool) -> None:
+    """Compiled code ignores hooks that are added later; the passes that need hooks run without it."""
+    plain, model, x = make(), make(), images(2, 3, 8, 8)
+    compiled: Any = model if in_place else torch.compile(model, backend="eager")
+    if in_place:
+        model.compile(backend="eager")
+    with torch.no_grad():
+        compiled(x)
+    same(cls(compiled, model.conv2).attribute(x, 1), cls(plain, plain.conv2).attribute(x, 1))
+    torch._dynamo.reset()

@@ -262,17 +262,20 @@ def test_baselines_of_the_layer(cls: Any) -> None:
             return self.head((self.relu2(self.conv2(self.relu1(self.conv1(x)))) + 0.5).mean((2, 3)))
 
     model, x = make(Shifted), images(2, 3, 8, 8)
-    method, plain = cls(model, model.relu2), cls(model, model.relu2).attribute(x, [1, 2])
+    method, plain = cls(model, model.relu2), cls(model, model.relu2).attribute(x, [1, 2], baselines=0)
     number = method.attribute(x, [1, 2], baselines=0.5)
+    mean = model.relu2(model.conv2(model.relu1(model.conv1(x)))).detach().mean((2, 3), keepdim=True)
+    same(method.attribute(x, [1, 2], baselines="mean"), method.attribute(x, [1, 2], baselines=mean))
+    same(method.attribute(x, [1, 2]), method.attribute(x, [1, 2], baselines="mean" if cls is LayerShapCAM else 0))
     assert not torch.allclose(number, plain, atol=1e-5)
     for form in (np.float64(0.5), torch.tensor(0.5), torch.full((1, 8, 1, 1), 0.5), torch.full((2, 8, 4, 4), 0.5)):
         same(method.attribute(x, [1, 2], baselines=form), number)
     same(method.attribute(x, [1, 2], baselines=None), plain)
-    for wrong in (torch.zeros(3, 8, 4, 4), (0, 0)):
+    for wrong in (torch.zeros(3, 8, 4, 4), (0, 0), "black"):
         with pytest.raises(ValueError, match="baselines"):
             method.attribute(x, [1, 2], baselines=wrong)
     with pytest.raises(TypeError, match="baselines"):
-        method.attribute(x, [1, 2], baselines="black")
+        method.attribute(x, [1, 2], baselines=[0.0])
     assert hooks_on(model) == 0
 
 

@@ -112,7 +112,7 @@ def layer_names(texts: Iterable[str] | None) -> list[str] | None:
 def scores(model: nn.Module, inputs: Tensor, target: list[int], score_fn: str | None = None) -> list[float]:
     """The score of each example's target."""
     with torch.no_grad():
-        found = functional.score_function(score_fn or "softmax")(model(inputs))
+        found = functional.score_function(score_fn or "softmax")(model(inputs.clone()))
     return [float(row[index]) for row, index in zip(found, target, strict=True)]
 
 

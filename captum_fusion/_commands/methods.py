@@ -82,9 +82,13 @@ def _method(method: Method) -> Iterator[str]:
     yield f"  samples for each picture: {info.cost}"
     yield f"  map: in the {info.space}'s size{', with both signs' if info.signed else ''}"
     yield f"  paper: {info.citation}, {info.url}"
+    if info.note:
+        yield f"  note: {info.note}"
     parameters = inspect.signature(method.cls.__init__).parameters
-    options = [f"{option}={parameters[option].default}" for option in options_of(info.name)]
+    options = [f"{option}={parameters[option].default}" for option in options_of(info.name) if option in parameters]
     yield f"  options: {', '.join(options) or 'none'}"
+    if info.presets:
+        yield f"  presets: {', '.join(f'preset={preset}' for preset in info.presets)}"
     example = info.name + (f":{options[0]}" if options else "")
     yield f"  captum-fusion explain cat.jpg --methods {example}"
 

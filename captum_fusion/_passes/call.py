@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from captum_fusion._captum import format_arguments, progress_bar, run_forward, select_target
 from captum_fusion._passes.masking import checked_inputs, take, usable
-from captum_fusion._passes.modes import exclusive, grad_mode
+from captum_fusion._passes.modes import exclusive, grad_mode, hooks_enabled
 from captum_fusion._passes.pace import FixedPace, TimedPace
 from captum_fusion._passes.sharing import WorkCache, current_cache, is_data, weights_of
 from captum_fusion._types import Reshape, Target
@@ -227,7 +228,7 @@ class Call:
         Captum's methods change flags of their inputs, and let the network change their values, so they get copies.
         Methods of this package (``ours``) do neither.
         """
-        with grad_mode(torch.is_grad_enabled()), exclusive():
+        with grad_mode(torch.is_grad_enabled()), hooks_enabled():
             inputs = self.inputs
             if not ours:
                 inputs = copied(tuple(x.detach() for x in inputs))
@@ -286,7 +287,7 @@ def _check_sign(target: Target) -> None:
     if isinstance(target, Tensor):
         negative = bool((target < 0).any())
     else:
-        numbers = target if isinstance(target, (tuple, list)) else (target,)
+        numbers: Any = target if isinstance(target, (tuple, list)) else (target,)
         nested = [number for part in numbers for number in (part if isinstance(part, (tuple, list)) else (part,))]
-        negative = any(isinstance(number, int) and number < 0 for number in nested)
+        negative = any(isinstance(number, Integral) and number < 0 for number in nested)
     assert not negative, f"Target must not be negative: {target!r:.80}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captum_fusion._captum import LayerTensors, device_order, forward_with_layers, gather_devices
 from captum_fusion._passes.call import Call, copied
-from captum_fusion._passes.modes import exclusive, grad_mode
+from captum_fusion._passes.modes import grad_mode, hooks_enabled
 
 
 class LayerEvaluation(NamedTuple):
@@ -97,7 +97,7 @@ def _run(
     grad_kwargs: dict[str, Any],
     dims: int,
 ) -> LayerPass:
-    with grad_mode(gradients), exclusive(), _check_hooks(layers, call.attribute_to_layer_input):
+    with grad_mode(gradients), hooks_enabled(), _check_hooks(layers, call.attribute_to_layer_input):
         inputs, arguments = copied(call.inputs), copied(call.arguments)
         try:
             saved, raw = forward_with_layers(

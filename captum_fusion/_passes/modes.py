@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -35,6 +36,16 @@ _LOCK = threading.RLock()
 def exclusive() -> contextlib.AbstractContextManager[Any]:
     """One pass at a time: hooks on a network would fire in the passes of other threads."""
     return _LOCK
+
+
+@contextlib.contextmanager
+def hooks_enabled() -> Iterator[None]:
+    """One pass at a time, in which hooks run: a model that was compiled before would not see hooks added since."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exclusive())
+        if "torch._dynamo" in sys.modules:  # otherwise nothing has been compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 def warn_if_training(forward_func: Any, layer: Layer) -> bool:

@@ -31,7 +31,9 @@ def now(device: torch.device) -> float:
 
 def _is_of_layout(error: RuntimeError) -> bool:
     """Whether an error is about the memory layout of a tensor, as that of ``view`` after a convolution."""
-    return re.search(r"stride|contiguous|memory.?format|channels.?last", str(error), re.IGNORECASE) is not None
+    return (
+        re.search(r"view size|stride|contiguous|memory.?format|channels.?last", str(error), re.IGNORECASE) is not None
+    )
 
 
 class FixedPace:

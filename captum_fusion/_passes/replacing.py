@@ -13,7 +13,7 @@ from captum_fusion._captum import run_forward
 from captum_fusion._passes.call import Call
 from captum_fusion._passes.layer_pass import LayerEvaluation
 from captum_fusion._passes.masking import take
-from captum_fusion._passes.modes import exclusive, grad_mode
+from captum_fusion._passes.modes import grad_mode, hooks_enabled
 from captum_fusion._passes.pace import TimedPace
 from captum_fusion.functional import ScoreFn
 
@@ -65,7 +65,10 @@ def replaced_scores(
 
             def replaced(input_owners: Tensor) -> Tensor:
                 inputs = tuple(take(x.detach(), input_owners, call.examples) for x in call.inputs)
-                with exclusive(), _replacing(layer, index, call.attribute_to_layer_input, _on_devices(tensor, devices)):
+                with (
+                    hooks_enabled(),
+                    _replacing(layer, index, call.attribute_to_layer_input, _on_devices(tensor, devices)),
+                ):
                     output = run_forward(call.forward_func, inputs, call.arguments_of(input_owners))
                 return call.check_output(output, len(chunk_owners), output_dims)
 

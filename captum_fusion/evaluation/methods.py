@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
-import os
 import re
-import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +13,7 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_fusion import functional as formulas
+from captum_fusion import models
 from captum_fusion._arguments import near_misses
 from captum_fusion._types import Reshape
 from captum_fusion.attr import LayerFusionCAM, LayerUnionCAM
@@ -173,14 +171,11 @@ def import_object(path: str, known: Container[str] = ()) -> Any:
         >>> import_object("captum.attr:Saliency").__name__
         'Saliency'
     """
-    module, _, name = path.partition(":")
-    if module in known:
+    if path.partition(":")[0] in known:
         raise ValueError(f"{path}: options are written option=value")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module), name)
-    except Exception as error:  # a module of the user's may raise anything
+        return models.import_from_here(path)
+    except (Exception, SystemExit) as error:  # a module of the user's may raise anything
         raise ValueError(f"{path} could not be imported ({type(error).__name__}: {error})") from error
 
 
@@ -384,6 +379,7 @@ def options_of(name: str) -> list[str]:
     """The constructor options of a method of the catalogue that can be written in a spec."""
     taken = {"self", "forward_func", "model", "layer", "device_ids", "reshape", "layer_method"}
     options = [option for option in inspect.signature(METHODS[name].cls.__init__).parameters if option not in taken]
+    options.sort(key=lambda option: option.endswith("_method"))  # a fusion's components last
     return options + (["preset"] if METHODS[name].info.presets else [])
 
 

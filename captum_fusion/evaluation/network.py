@@ -348,7 +348,15 @@ class Meter:
 
 
 def _weights(model: nn.Module) -> str:
-    return fingerprint_of(*(part for pair in sorted(model.state_dict().items()) for part in pair))
+    state = sorted(model.state_dict().items())
+    return fingerprint_of(*(part for key, value in state for part in (key, _dense(value))))
+
+
+def _dense(value: Any) -> Any:
+    """A tensor whose bytes can be read; other entries of a state dict as text."""
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return value if value.layout == torch.strided else value.to_dense()
 
 
 def drawing_name(number: int, model: str, image: str, labels: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from torch.utils import data as torch_data
 from tqdm import tqdm
 
 from captum_fusion import models
+from captum_fusion._arguments import printable
 from captum_fusion.evaluation import loading, measures, store
 from captum_fusion.evaluation.data import Dataset, Example, Identity, Items, as_dataset, load_image
 from captum_fusion.evaluation.fingerprints import fingerprint_of
@@ -201,7 +202,7 @@ class _Run:
         with contextlib.ExitStack() as stack:
             networks: list[Network] = []
             settings: dict[str, dict[str, Any]] = {"run": self.settings.of_rows(self.dataset.source)}
-            mine, problem = Store(output / "rows", world.rank, None if world.rank else tqdm.write), None
+            mine, problem = Store(output / "rows", world.rank, None if world.rank else _say), None
             try:  # everything that can be wrong is found before the first row is written
                 for source in self.sources:
                     network, recorded = self._network(source, world, stack)
@@ -216,7 +217,7 @@ class _Run:
             keeps_disk = world.rank == 0 or (world.local_rank == 0 and not same_disk)
             try:
                 if keeps_disk:
-                    agree(output, settings, next(mine.lines(), None) is not None, tqdm.write)
+                    agree(output, settings, next(mine.lines(), None) is not None, _say)
             except ValueError as error:
                 problem = str(error)
             world.stop_together(problem)
@@ -240,7 +241,7 @@ class _Run:
         loaded = loading.load(source, device)
         stack.enter_context(loading.eval_mode(loaded.model))
         first, probe = self._probe(loaded)
-        network = Network(loaded, self.study, source.layer, self.dataset.class_names(), probe, tqdm.write)
+        network = Network(loaded, self.study, source.layer, self.dataset.class_names(), probe, _say)
         return network, {**network.settings(), "preprocessing of": {first: fingerprint_of(probe)}}
 
     def _probe(self, loaded: models.LoadedModel) -> tuple[str, Tensor]:
@@ -317,7 +318,7 @@ class _Run:
 
     def _skip(self, model: str, image: str, why: str) -> None:
         self.skipped[model, image] = why
-        tqdm.write(f"{image} is left out: {why}".encode(errors="backslashreplace").decode())
+        _say(f"{image} is left out: {why}")
 
     def _signed(self, row: Row) -> Row:
         """A row with the content hashes of what it depends on."""
@@ -401,6 +402,11 @@ class _Run:
             "passes shared": "yes" if study.share else "no",
         }
         return {**shown, **{name: str(version) for name, version in known.get("versions", {}).items()}}
+
+
+def _say(text: str) -> None:
+    """Write a remark beside the progress bar."""
+    tqdm.write(printable(text))
 
 
 class _Identities(dict[str, Identity]):

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from captum_fusion import models
+from captum_fusion._arguments import printable
 from captum_fusion._commands.common import (
     CommandError,
     add_layers,
@@ -108,9 +109,9 @@ def run(options: argparse.Namespace) -> None:
         writer = Writer(folder, file, suffix, style, options.overlay, options.save_map)
         results = _explain_all(given, files, writer, Progress(given, estimate, len(files)))
         if options.json:
-            tqdm.write(f"wrote {writer.write_json(given, results)}")
+            tqdm.write(printable(f"wrote {writer.write_json(given, results)}"))
         if options.html:
-            tqdm.write(f"wrote {page.write_page(writer, given, results)}")
+            tqdm.write(printable(f"wrote {page.write_page(writer, given, results)}"))
     if options.open:
         webbrowser.open(next(iter(writer.pages or writer.figures)).resolve().as_uri())
 
@@ -133,5 +134,5 @@ def _explain_all(given: plan.Plan, files: list[Path], writer: Writer, progress: 
                 raise CommandError(f"{where}: {models.first_line(error)}") from error
             results.append(result)
             for line in writing.sentences(given, result, writer.folder):
-                tqdm.write(line)
+                tqdm.write(printable(line))
     return results

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from captum_fusion import FusionDetails, LayerFusionCAM, LayerUnionCAM, functional, models, shared_work
+from captum_fusion._arguments import printable
 from captum_fusion._commands.common import scores
 from captum_fusion._commands.explain.cost import Estimate
 from captum_fusion._commands.explain.plan import Plan, PlannedMethod
@@ -103,7 +104,7 @@ def explain(plan: Plan, inputs: Tensor, progress: Progress) -> list[Explained]:
 def _targets(plan: Plan, inputs: Tensor) -> list[int]:
     """The classes to explain, each once."""
     with torch.no_grad():
-        output = plan.loaded.model(inputs)[0]
+        output = plan.loaded.model(inputs.clone())[0]
     if not output.isfinite().all():
         raise ValueError("the network's output for this picture is not finite")
     if plan.top is not None:
@@ -123,7 +124,7 @@ def _maps(
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             if len(planned) == 1:
                 raise
-            tqdm.write(f"{title} is left out: {models.first_line(error)}")
+            tqdm.write(printable(f"{title} is left out: {models.first_line(error)}"))
 
 
 def _map(method: PlannedMethod, inputs: Tensor, target: int) -> tuple[Tensor, FusionDetails | None]:

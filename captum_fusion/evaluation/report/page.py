@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from captum_fusion._arguments import printable
 from captum_fusion.evaluation.fingerprints import fingerprint_of
 from captum_fusion.evaluation.measures import METRICS
 from captum_fusion.evaluation.report import figures, tables
@@ -67,7 +68,7 @@ def write(folder: str | Path, rows: Iterable[Row], outline: Outline, *, cells: S
 
     def save(name: str, content: str | bytes) -> None:
         path = Path(folder) / name
-        write_whole(path, content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
+        write_whole(path, content if isinstance(content, bytes) else printable(content).encode())
         written.append(path)
 
     sections = []

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from captum_fusion._arguments import printable
 from captum_fusion.evaluation.fingerprints import seed_of
 from captum_fusion.evaluation.measures import COSTS
 from captum_fusion.evaluation.methods import MethodSpec, parse
@@ -216,8 +217,8 @@ class Results:
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks."""
-    return " ".join(str(text).split())
+    """Text without line breaks and other control characters."""
+    return printable(" ".join(str(text).split()))
 
 
 def spec_of(label: str) -> MethodSpec:

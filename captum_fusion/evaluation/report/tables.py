@@ -345,8 +345,13 @@ def _tex(table: Table) -> str:
 
 def _csv(lines: Iterable[Sequence[Any]]) -> str:
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(lines)
+    csv.writer(file, lineterminator="\n").writerows([_inert(cell) for cell in line] for line in lines)
     return file.getvalue()
+
+
+def _inert(cell: Any) -> Any:
+    """A text that a spreadsheet does not take for a formula."""
+    return f"'{one_line(cell)}" if isinstance(cell, str) and cell.lstrip()[:1] in ("=", "+", "-", "@") else cell
 
 
 def fixed(value: float | None, decimals: int, sign: bool = False) -> str:
