@@ -20,15 +20,10 @@ from captum_fusion.evaluation import methods
 from captum_fusion.explore import bundle, drawing, text
 from captum_fusion.explore.drawing import Display
 from captum_fusion.explore.pictures import Picture
-from captum_fusion.explore.recipes import COMPONENTS, Recipe
+from captum_fusion.explore.recipes import COMPONENTS, FIRST, PANELS, Recipe
 from captum_fusion.explore.session import CancelledError, Explanation, Question, Session, Watch, top_share
 from captum_fusion.explore.sources import Example
-
-#: The most methods side by side.
-PANELS = 4
-
-#: The method of the first screen, which is quick.
-FIRST = "fusion-cam:max_evaluations=64"
+from captum_fusion.visualization import MODES
 
 #: Runs that take longer, in seconds, wait for the button.
 QUICK = 6.0
@@ -69,10 +64,12 @@ class Page:
     Args:
         session (Session): The network.
         examples (sequence of Example): The pictures to choose from.
+        specs (sequence of str): The methods of the first screen.
     """
 
-    def __init__(self, session: Session, examples: Sequence[Example]) -> None:
-        self.session, self.examples = session, examples
+    def __init__(self, session: Session, examples: Sequence[Example], specs: Sequence[str]) -> None:
+        self.session, self.examples, self.specs = session, examples, list(specs)[:PANELS]
+        self._offered = list(dict.fromkeys([*specs, FIRST, *METHODS]))
         self._visitors: dict[str, Visitor] = {}
 
     # ----------------------------------------------------------------------------------------------------- the parts
@@ -111,10 +108,10 @@ class Page:
                 opened.thumbnail((240, 240))
                 thumbnails.append((opened.convert("RGB"), example.credit or None))
         self.gallery = gr.Gallery(
-            thumbnails, label="Pictures to try", columns=4, height=120, allow_preview=False, object_fit="cover",
+            thumbnails, show_label=False, columns=4, height=120, allow_preview=False, object_fit="cover",
             buttons=[], interactive=False, visible=bool(thumbnails), elem_id="examples",
         )  # fmt: skip
-        self.note = gr.HTML(elem_id="note")
+        self.note = gr.HTML(elem_id="note", padding=False)
         self.target = gr.Radio(
             [], label="What the network sees; click a class to explain it", elem_classes="cf-classes", elem_id="target"
         )
@@ -128,26 +125,32 @@ class Page:
         session = self.session
         with gr.Row():
             self.methods = gr.Dropdown(
-                self._method_choices(None, ""), value=[FIRST], multiselect=True, max_choices=PANELS,
-                allow_custom_value=True, label=f"Methods (up to {PANELS} side by side)", scale=3, elem_id="methods",
-            )  # fmt: skip
+                self._method_choices(None, ""),
+                value=self.specs,
+                multiselect=True,
+                max_choices=PANELS,
+                label=f"Methods (up to {PANELS} side by side)",
+                scale=3,
+                min_width=260,
+                elem_id="methods",
+            )
             shapes = {session.layer: session.layers.get(session.layer), **session.layers}
-            layers = [
-                (f"{name} ({' x '.join(map(str, shape))})" if shape else name, name) for name, shape in shapes.items()
-            ]
-            self.layer = gr.Dropdown(layers, value=session.layer, label="Layer", scale=2, elem_id="layer")
-        with gr.Row(visible=True) as self.components:
+            layers = [(f"{n} ({' x '.join(map(str, shape))})" if shape else n, n) for n, shape in shapes.items()]
+            self.layer = gr.Dropdown(
+                layers, value=session.layer, label="Layer", scale=2, min_width=260, elem_id="layer"
+            )
+        with gr.Accordion("Components of the fusion", open=False) as self.components, gr.Row():
             own = ("(the method's own)", "")
             self.gradient = gr.Dropdown(
-                [own, *_names("gradient")], value="", label="Gradient part of the fusion", elem_id="gradient"
+                [own, *_names("gradient")], value="", label="Gradient map", min_width=240, elem_id="gradient"
             )
             self.region = gr.Dropdown(
-                [own, *_names("region", "activation")], value="", label="Region part of the fusion", elem_id="region"
+                [own, *_names("region", "activation")], value="", label="Region map", min_width=240, elem_id="region"
             )
-        with gr.Row(equal_height=True):
-            self.status = gr.HTML(elem_id="status", min_height=28)
-            self.explain = gr.Button("Explain", variant="primary", scale=0, min_width=120, elem_id="explain")
-            self.cancel = gr.Button("Cancel", scale=0, min_width=120, interactive=False, elem_id="cancel")
+        with gr.Row(elem_classes="cf-run"):
+            self.status = gr.HTML(elem_id="status", min_height=24, padding=False)
+            self.explain = gr.Button("Explain", variant="primary", size="md", scale=0, min_width=110, elem_id="explain")
+            self.cancel = gr.Button("Cancel", size="md", scale=0, min_width=110, interactive=False, elem_id="cancel")
 
     def _build_panels(self) -> None:
         self.panels: list[tuple[gr.Column, gr.Image, gr.HTML]] = []
@@ -158,22 +161,31 @@ class Page:
                         show_label=False, interactive=False, format="jpeg", buttons=["fullscreen"], height=420,
                         elem_id=f"map{i}", alt_text="The picture with the map over it",
                     )  # fmt: skip
-                    caption = gr.HTML(elem_id=f"caption{i}")
+                    caption = gr.HTML(elem_id=f"caption{i}", padding=False)
                 self.panels.append((column, image, caption))
 
     def _build_display(self) -> None:
         with gr.Row():
-            self.mode = gr.Radio(list(drawing.MODES), value=drawing.MODES[0], label="Show as", elem_id="mode", scale=3)
+            modes = [(mode.replace("_", " "), mode) for mode in MODES]
+            self.mode = gr.Radio(modes, value=MODES[0], label="Show as", elem_id="mode", scale=5, min_width=260)
             self.shared = gr.Radio(
-                [("one for each map", False), ("one for all maps", True)], value=False, label="Scale",
-                info="For all: one colour is the same share of the map", elem_id="shared", scale=3,
-            )  # fmt: skip
-            self.cmap = gr.Dropdown(
-                list(drawing.CMAPS), value=drawing.CMAPS[0], label="Colours", scale=1, min_width=120
+                [("each map its own", False), ("the same for all", True)],
+                value=False,
+                label="Scale (the same: one colour is one share of a map)",
+                elem_id="shared",
+                scale=4,
+                min_width=260,
             )
         with gr.Row():
-            self.alpha = gr.Slider(0, 1, Display().alpha, step=0.05, label="Opacity", elem_id="alpha")
-            self.threshold = gr.Slider(0, 1, 0, step=0.05, label="Hide values below", elem_id="threshold")
+            self.alpha = gr.Slider(
+                0, 1, Display().alpha, step=0.05, label="Opacity", min_width=220, scale=2, elem_id="alpha"
+            )
+            self.threshold = gr.Slider(
+                0, 1, 0, step=0.05, label="Hide values below", min_width=220, scale=2, elem_id="threshold"
+            )
+            self.cmap = gr.Dropdown(
+                list(drawing.CMAPS), value=drawing.CMAPS[0], label="Colours", scale=1, min_width=120, elem_id="cmap"
+            )
         self.display = [self.mode, self.alpha, self.cmap, self.threshold, self.shared]
 
     def _build_ask(self) -> None:
@@ -187,7 +199,7 @@ class Page:
             with gr.Row():
                 self.only = gr.Image(label="Only the highlighted part", **_still("only"))
                 self.without = gr.Image(label="The highlighted part hidden", **_still("without"))
-            self.answer = gr.HTML(elem_id="answer")
+            self.answer = gr.HTML(elem_id="answer", padding=False)
 
     def _build_brush(self) -> None:
         with gr.Tab("Brush a part away"):
@@ -201,17 +213,17 @@ class Page:
                     )  # fmt: skip
                 with gr.Column(scale=2, min_width=300):
                     self.brush = gr.Button("Ask without the painted part", variant="primary", elem_id="brush")
-                    self.brushed = gr.HTML(elem_id="brushed")
+                    self.brushed = gr.HTML(elem_id="brushed", padding=False)
 
     def _build_steps(self) -> None:
         with gr.Tab("Steps of the fusion"):
-            self.steps_note = gr.HTML(elem_id="steps_note")
+            self.steps_note = gr.HTML(elem_id="steps_note", padding=False)
             self.steps: list[tuple[gr.Image, gr.HTML]] = []
             with gr.Row():
                 for i in range(_STEPS):
                     with gr.Column(min_width=150):
                         image = gr.Image(show_label=False, visible=False, **_still(f"step{i}", 230))
-                        self.steps.append((image, gr.HTML(elem_id=f"stepcaption{i}")))
+                        self.steps.append((image, gr.HTML(elem_id=f"stepcaption{i}", padding=False)))
 
     def _build_downloads(self) -> None:
         with gr.Tab("Download"), gr.Row():
@@ -347,7 +359,7 @@ class Page:
     def _method_choices(self, picture: Picture | None, layer: str) -> list[tuple[str, str]]:
         """The methods with their prices."""
         choices = []
-        for name in (FIRST, *METHODS):
+        for name in self._offered:
             known = None if picture is None else text.price(self.session.cost(Recipe(name), picture, layer))
             choices.append((f"{name} ({known})" if known else name, name))
         return choices
@@ -400,7 +412,7 @@ class Page:
         seconds = sum(known[1] for known in costs if known)
         if seconds > most and not all(self.session.has(picture, question, recipe) for recipe in recipes):
             visitor.explanations = []
-            return text.note(f"{samples:.0f} samples, {text.duration(seconds)}. Press Explain to start.")
+            return text.note(f"{samples:.0f} forward samples, about {text.duration(seconds)}. Press Explain to start.")
         watch = Watch(_reporter(progress, max(1, int(samples))), is_cancelled)
         done, failures = [], []
         try:
@@ -446,7 +458,7 @@ class Page:
         heats = [functional.at_least_float32(one[0, 0]).float().cpu() for one in maps] + [fused.heat]
         view = visitor.picture.view.copy()
         view.thumbnail((400, 400))
-        images = drawing.draw(view, heats, display)
+        images = drawing.draw(view, heats, display._replace(shared=False))
         values: list[Any] = []
         for image, caption in zip(images, text.steps(fused), strict=True):
             values += [gr.Image(image, visible=True), caption]
@@ -527,7 +539,14 @@ def _buttons(runs: bool) -> tuple[Any, Any]:
 
 def _still(name: str, height: int = 300) -> dict[str, Any]:
     """Options of a picture that is only looked at."""
-    return {"interactive": False, "format": "jpeg", "buttons": ["fullscreen"], "height": height, "elem_id": name}
+    return {
+        "interactive": False,
+        "format": "jpeg",
+        "buttons": ["fullscreen"],
+        "height": height,
+        "elem_id": name,
+        "min_width": 220,
+    }
 
 
 def _names(*families: str) -> list[str]:
@@ -537,7 +556,7 @@ def _names(*families: str) -> list[str]:
 def _components(specs: list[str]) -> tuple[Any, Any]:
     """Show the components where a method has them."""
     taken = {part for spec in specs for part in COMPONENTS.get(methods.parse(spec).name, ())}
-    return gr.Row(visible=bool(taken)), gr.Dropdown(visible="gradient" in taken)
+    return gr.Accordion(visible=bool(taken)), gr.Dropdown(visible="gradient" in taken)
 
 
 def _recipes(specs: Sequence[str], gradient: str, region: str) -> list[Recipe]:
@@ -578,18 +597,20 @@ def _painted(edited: dict[str, Any] | None, size: tuple[int, ...] | None) -> Ten
     return mask if mask.any() else None
 
 
-def serve(session: Session, examples: Sequence[Example], **launch: Any) -> gr.Blocks:
+def serve(session: Session, examples: Sequence[Example], specs: Sequence[str] = (), **launch: Any) -> gr.Blocks:
     """Serve the page.
 
     Args:
         session (Session): The network.
         examples (sequence of Example): The pictures to choose from.
+        specs (sequence of str, optional): The methods of the first screen.
+            Default: () (:data:`FIRST`)
         launch (Any, optional): Arguments of ``gradio.Blocks.launch``.
 
     Returns:
         gradio.Blocks: The page.
     """
-    blocks = Page(session, examples).blocks()
+    blocks = Page(session, examples, specs or (FIRST,)).blocks()
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     usual: dict[str, Any] = {
         "show_error": True, "max_file_size": LARGEST, "footer_links": [], "quiet": True, "ssr_mode": False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -184,9 +183,9 @@ class Session:
         self.device = next((parameter.device for parameter in loaded.model.parameters()), torch.device("cpu"))
         self._lock = threading.RLock()
         self._kept: OrderedDict[Any, Explanation] = OrderedDict()
-        self._seconds = 0.0  # of a forward sample
         probe = self._prepare(Image.new("RGB", (320, 320), "gray"))
         outputs = models.output_of(loaded.name, self.model, probe).shape[1]
+        self._seconds = min(self._timed(probe) for _ in range(2))  # of a forward sample
         self.class_names = models.class_names_of(loaded, outputs) or [str(index) for index in range(outputs)]
         try:
             stages = layers.resolution_layers(self.model, probe)
@@ -229,6 +228,11 @@ class Session:
                 handle.remove()
         return outputs
 
+    def _timed(self, inputs: Tensor) -> float:
+        with Meter(self.model, self.device) as meter, torch.no_grad():
+            self.model(inputs)
+        return meter.costs["seconds"]
+
     def scores(self, inputs: Tensor, rival: tuple[int, int] | None = None) -> Tensor:
         """The score of every class, (N, classes), or of one class among two, (N, 2).
 
@@ -260,9 +264,7 @@ class Session:
             inputs = self._prepare(image)
             view, unseen = pictures.look(self.loaded.preprocess, image, inputs)
             models.output_of(self.loaded.name, self.model, inputs)
-            start = time.perf_counter()
             scores = self.scores(inputs)[0]
-            self._seconds = self._seconds or time.perf_counter() - start
             live = {key: int((o[0].flatten(1).std(1) > 0).sum()) for key, o in self._outputs(inputs).items()}
         return Picture(name, content, fingerprint_of(content), image.size, inputs, view, unseen, scores, live)
 
