@@ -2,9 +2,10 @@
 
 Examples::
 
-    >>> from captum_fusion import LayerFusionCAM, demo
-    >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-    >>> attribution = LayerFusionCAM(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0])
+    >>> from captum_fusion import LayerFusionCAM
+    >>> from captum_fusion.demo import digits
+    >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+    >>> attribution = LayerFusionCAM(model, model.stage4).attribute(digits.preprocess(scene.image), scene.labels[0])
     >>> attribution.shape
     torch.Size([1, 1, 96, 96])
 """

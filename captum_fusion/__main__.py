@@ -22,7 +22,7 @@ examples:
       --layers backbone.stage4 --methods union-cam --save-map
   captum-fusion explain cat.jpg --model resnet18 --methods grad-cam score-cam fusion-cam:theta=20
   captum-fusion explain dog_and_cat.jpg --model resnet50 --target "bull mastiff" "tiger cat"
-  captum-fusion evaluate bundled --model bundled --output table
+  captum-fusion evaluate digits --model digits --output table
   captum-fusion evaluate imagenet/val --model resnet50 --preset fusioncam-table --limit 100 --output table
   captum-fusion evaluate imagenet/val --methods grad-cam fusion-cam captum.attr:Saliency --output table
   torchrun --nproc-per-node 4 -m captum_fusion evaluate imagenet/val --model resnet50 --output table

@@ -17,11 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_fusion import demo
 from captum_fusion._arguments import near_misses
+from captum_fusion.demo import digits
 
-#: The name of the bundled network.
+#: The name of the bundled SqueezeNet 1.1.
 BUNDLED = "bundled"
+
+#: The name of the bundled network for digit scenes.
+DIGITS = "digits"
 
 
 class LoadedModel(NamedTuple):
@@ -48,10 +51,11 @@ def load_model(
     """Build a network and load its weights, without ever unpickling code.
 
     Args:
-        name (str): ``"bundled"``, the name of a torchvision classification model, or ``"package.module:function"``
-            for a function without arguments that returns a ``torch.nn.Module``; modules in the current folder are
-            found, too. Such a network gets 224 x 224 RGB pictures with ImageNet's normalisation; a network that needs
-            anything else must convert them itself.
+        name (str): ``"bundled"`` (:mod:`captum_fusion.demo.photographs`), ``"digits"``
+            (:mod:`captum_fusion.demo.digits`), the name of a torchvision classification model, or
+            ``"package.module:function"`` for a function without arguments that returns a ``torch.nn.Module``; modules
+            in the current folder are found, too. Such a network gets 224 x 224 RGB pictures with ImageNet's
+            normalisation; a network that needs anything else must convert them itself.
         weights (str, optional): For torchvision models the name of published weights (``"DEFAULT"``,
             ``"IMAGENET1K_V1"``; downloaded by torchvision); for every model a state dict in a ``.safetensors`` or
             PyTorch file.
@@ -70,16 +74,15 @@ def load_model(
 
     Examples::
 
-        >>> loaded = load_model("bundled")
-        >>> loaded.class_names[3], sum(p.numel() for p in loaded.model.parameters()) < 300_000
-        ('three', True)
+        >>> load_model("digits").class_names[3]
+        'three'
     """
     file = Path(weights) if weights and (Path(weights).suffix or Path(weights).exists()) else None
-    state = None if file is None or name == BUNDLED else _read_state(file)
-    if name == BUNDLED:
+    state = None if file is None or name in (BUNDLED, DIGITS) else _read_state(file)
+    if name in (BUNDLED, DIGITS):
         if weights is not None:
-            raise ValueError("the bundled model has its own weights; leave weights out")
-        loaded = LoadedModel(name, demo.load_model(), _bundled_preprocess, _restorer(demo.MEAN, demo.STD), demo.CLASSES)
+            raise ValueError(f"the model {name} has its own weights; leave weights out")
+        loaded = _bundled(whole_image) if name == BUNDLED else _digits()
     elif ":" in name:
         if weights is not None and file is None:
             raise ValueError(f"weights of {name} must be a .safetensors or .pt file, not {weights!r}")
@@ -164,7 +167,7 @@ def class_names_of(loaded: LoadedModel, outputs: int) -> list[str] | None:
 
     Examples::
 
-        >>> class_names_of(load_model("bundled"), 10)[3]
+        >>> class_names_of(load_model("digits"), 10)[3]
         'three'
     """
     names = imagenet_classes() if loaded.class_names is None and outputs == 1000 else loaded.class_names
@@ -181,12 +184,6 @@ def imagenet_classes() -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
-
-
-def _bundled_preprocess(image: Image.Image) -> Tensor:
-    from torchvision.transforms.functional import to_tensor
-
-    return demo.preprocess(to_tensor(image))
 
 
 def _restorer(mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], Tensor]:
@@ -213,6 +210,26 @@ def _with_transforms(
 # ----------------------------------------------------------------------------------------------------------- sources
 
 
+def _bundled(whole_image: bool) -> LoadedModel:
+    from torchvision.models import SqueezeNet1_1_Weights
+
+    from captum_fusion.demo import photographs
+
+    transforms = SqueezeNet1_1_Weights.IMAGENET1K_V1.transforms()
+    return LoadedModel(
+        BUNDLED, photographs.load_model(), *_with_transforms(transforms, whole_image), photographs.CLASSES
+    )
+
+
+def _digits() -> LoadedModel:
+    from torchvision.transforms.functional import to_tensor
+
+    def preprocess(image: Image.Image) -> Tensor:
+        return digits.preprocess(to_tensor(image))
+
+    return LoadedModel(DIGITS, digits.load_model(), preprocess, _restorer(digits.MEAN, digits.STD), digits.CLASSES)
+
+
 def _from_torchvision(
     name: str, weights: str | None, state: dict[str, Tensor] | None, whole_image: bool
 ) -> LoadedModel:
@@ -221,8 +238,8 @@ def _from_torchvision(
     if name not in models.list_models(module=models):
         near = near_misses(name, models.list_models(module=models)) or ["resnet50", "mobilenet_v3_large", "vgg16"]
         raise ValueError(
-            f"there is no model {name!r}: give {BUNDLED!r}, package.module:function, or a torchvision classification "
-            f"model such as {', '.join(near)}"
+            f"there is no model {name!r}: give {BUNDLED!r}, {DIGITS!r}, package.module:function, or a torchvision "
+            f"classification model such as {', '.join(near)}"
         )
     published = models.get_model_weights(name)
     described = published.DEFAULT

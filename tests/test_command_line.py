@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from captum_fusion import demo
 from captum_fusion.__main__ import main
 from captum_fusion._commands.explain import open_image
 from captum_fusion.attr.catalog import METHODS
+from captum_fusion.demo import digits
 from captum_fusion.evaluation import METRICS as MEASURES
 from tests.networks import TupleLayer, make
 
-SCENE = next(scene for scene in demo.load_scenes() if len(scene.labels) == 2)
-PICTURE = str(demo.scene_path(SCENE.name))
+SCENE = next(scene for scene in digits.load_scenes() if len(scene.labels) == 2)
+PICTURE = str(digits.scene_path(SCENE.name))
 
 
 def explain(folder: Path, *arguments: str) -> int:
@@ -35,7 +35,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         assert figure.width > 800
     printed = capsys.readouterr().out
     for label in SCENE.labels:
-        assert f"{demo.CLASSES[label]} " in printed
+        assert f"{digits.CLASSES[label]} " in printed
     assert printed.count("with only the highlighted part shown") == 2
     assert [file.name for file in tmp_path.iterdir()] == ["captum_fusion_demo.png"]
 
@@ -60,17 +60,17 @@ def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("method", ["fusion-cam", "union-cam", "grad-cam", "ablation-cam", "eigen-cam", "rise"])
 def test_explain_with_a_method(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
     target = SCENE.labels[0]
-    arguments = ("--model", "bundled", "--method", method, "--target", demo.CLASSES[target], "--save-map")
+    arguments = ("--model", "digits", "--method", method, "--target", digits.CLASSES[target], "--save-map")
     assert explain(tmp_path, PICTURE, *arguments) == 0
     printed = capsys.readouterr().out
     assert "layer: stage4" in printed
-    assert f"{demo.CLASSES[target]} ({target}), probability" in printed
+    assert f"{digits.CLASSES[target]} ({target}), probability" in printed
     stem = f"{Path(PICTURE).stem}_{method}"
     assert sorted(file.name for file in tmp_path.iterdir()) == [f"{stem}.npy", f"{stem}.png"]
     heat = np.load(tmp_path / f"{stem}.npy")
     assert heat.shape == (96, 96)
     assert heat.dtype == np.float32
-    model, inputs = demo.load_model(), demo.preprocess(SCENE.image)
+    model, inputs = digits.load_model(), digits.preprocess(SCENE.image)
     raw = METHODS[method].build(model, [model.stage4]).attribute(inputs, target).detach().relu()
     raw = raw.sum(1, keepdim=True)
     wanted = torch.nn.functional.interpolate(raw, (96, 96), mode="bilinear") if raw.shape[-1] != 96 else raw
@@ -79,7 +79,7 @@ def test_explain_with_a_method(tmp_path: Path, method: str, capsys: pytest.Captu
 
 
 def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--model", "bundled", "--method", "all", "--target", "0", "--save-map")
+    arguments = ("--model", "digits", "--method", "all", "--target", "0", "--save-map")
     assert explain(tmp_path, PICTURE, *arguments) == 0
     stem = Path(PICTURE).stem
     names = {file.name for file in tmp_path.iterdir()}
@@ -94,7 +94,7 @@ def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_method_that_does_not_fit_is_left_out_of_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = (PICTURE, "--model", "bundled", "--layer", "stage3", "--save-map")
+    arguments = (PICTURE, "--model", "digits", "--layer", "stage3", "--save-map")
     assert explain(tmp_path, *arguments, "--method", "grad-cam,cam,grad-cam") == 0
     printed = capsys.readouterr()
     assert "cam is left out: layer: CAM needs a network" in printed.out + printed.err
@@ -105,9 +105,9 @@ def test_a_method_that_does_not_fit_is_left_out_of_several(tmp_path: Path, capsy
 
 
 def test_several_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = (PICTURE, "--model", "bundled", "--save-map", "--target", "0", "--output", str(tmp_path))
+    arguments = (PICTURE, "--model", "digits", "--save-map", "--target", "0", "--output", str(tmp_path))
     assert main(["explain", *arguments, "--method", "integrative-cam,layer-cam", "--layer", "stage2,stage4"]) == 0
-    model, inputs = demo.load_model(), demo.preprocess(SCENE.image)
+    model, inputs = digits.load_model(), digits.preprocess(SCENE.image)
     for name in ("integrative-cam", "layer-cam"):
         expected = METHODS[name].build(model, [model.stage2, model.stage4]).attribute(inputs, 0)
         found = np.load(tmp_path / f"{Path(PICTURE).stem}_{name}.npy")
@@ -117,15 +117,15 @@ def test_several_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_several_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stem, names = Path(PICTURE).stem, [demo.CLASSES[label] for label in SCENE.labels]
-    arguments = ("--model", "bundled", "--save-map")
+    stem, names = Path(PICTURE).stem, [digits.CLASSES[label] for label in SCENE.labels]
+    arguments = ("--model", "digits", "--save-map")
     assert explain(tmp_path, PICTURE, *arguments, "--target", *names, names[0]) == 0
     printed = capsys.readouterr().out
     for name, label in zip(names, SCENE.labels, strict=True):
         assert printed.count(f"{name} ({label}), probability") == 1
     expected = {f"{stem}_fusion-cam.png", *(f"{stem}_fusion-cam_{label}.npy" for label in SCENE.labels)}
     assert {file.name for file in tmp_path.iterdir()} == expected
-    model, inputs = demo.load_model(), demo.preprocess(SCENE.image)
+    model, inputs = digits.load_model(), digits.preprocess(SCENE.image)
     for label in SCENE.labels:
         alone = METHODS["fusion-cam"].build(model, [model.stage4]).attribute(inputs, label)
         found = np.load(tmp_path / f"{stem}_fusion-cam_{label}.npy")
@@ -146,38 +146,38 @@ def test_both_commands_have_one_grammar(tmp_path: Path, monkeypatch: pytest.Monk
     specs = ["fusion-cam:theta=20,weighting=raw", "captum.attr:Saliency:abs=False", "my_maps:bright:power=2"]
     for option, words in (("--methods", specs), ("--method", [",".join(specs)])):
         folder = tmp_path / option
-        arguments = (PICTURE, "--model", "bundled", option, *words, "--layers", "stage4", "--target", "3", "--save-map")
+        arguments = (PICTURE, "--model", "digits", option, *words, "--layers", "stage4", "--target", "3", "--save-map")
         assert explain(folder, *arguments) == 0
         files = ["fusion-cam_theta=20,weighting=raw", "captum.attr_Saliency_abs=False", "my_maps_bright_power=2"]
         stem = Path(PICTURE).stem
         assert {file.name for file in folder.iterdir()} == {
             f"{stem}_methods.png", *(f"{stem}_{name}.npy" for name in files)
         }  # fmt: skip
-        model, inputs = demo.load_model(), demo.preprocess(SCENE.image)
+        model, inputs = digits.load_model(), digits.preprocess(SCENE.image)
         fusion = METHODS["fusion-cam"].build(model, [model.stage4], theta=20, weighting="raw").attribute(inputs, 3)
         np.testing.assert_allclose(np.load(folder / f"{stem}_{files[0]}.npy"), fusion[0, 0].numpy(), atol=1e-4)
         bright = inputs.abs().mean(1)[0] ** 2
         bright = (bright - bright.min()) / (bright.max() - bright.min())
         np.testing.assert_allclose(np.load(folder / f"{stem}_{files[2]}.npy"), bright.numpy(), atol=1e-4)
-        arguments = ("--model", "bundled", option, *words, "--layers", "stage4", "--explain", "label", "--limit", "1")
+        arguments = ("--model", "digits", option, *words, "--layers", "stage4", "--explain", "label", "--limit", "1")
         out = ("--metrics", "complexity", "--output", str(folder / "table"), "--pictures", "0")
-        assert main(["evaluate", "bundled", *arguments, *out]) == 0
+        assert main(["evaluate", "digits", *arguments, *out]) == 0
         run = json.loads((folder / "table" / "run.json").read_text())
         assert list(run["run"]["methods"]) == specs
-        assert run["model bundled"]["layer"] == "stage4"
+        assert run["model digits"]["layer"] == "stage4"
 
 
 def test_a_method_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong, hint in (("fusion", "did you mean fusion-cam"), ("xyz", "'captum-fusion methods' lists them")):
-        for command in (["explain", PICTURE], ["evaluate", "bundled"]):
-            arguments = ["--model", "bundled", "--method", wrong, "--output", str(tmp_path / "out")]
+        for command in (["explain", PICTURE], ["evaluate", "digits"]):
+            arguments = ["--model", "digits", "--method", wrong, "--output", str(tmp_path / "out")]
             assert main([*command, *arguments]) == 2
             assert hint in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_layers_and_methods_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = (PICTURE, "--model", "bundled", "--target", "0")
+    arguments = (PICTURE, "--model", "digits", "--target", "0")
     methods = ("--method", "layer-cam, grad-cam", "--layer", "stage2, stage4")
     assert explain(tmp_path, *arguments, *methods) == 0
     assert "layer of grad-cam: stage4" in capsys.readouterr().out
@@ -219,7 +219,7 @@ def test_several_pictures_in_one_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     grey = tmp_path / "grey.jpg"
     Image.new("L", (50, 40), 90).save(grey)
     out = tmp_path / "out"
-    assert explain(out, PICTURE, str(copy), str(grey), "--model", "bundled") == 0
+    assert explain(out, PICTURE, str(copy), str(grey), "--model", "digits") == 0
     stem = Path(PICTURE).stem
     names = {f"{stem}_fusion-cam.png", f"{stem}_2_fusion-cam.png", "grey_fusion-cam.png"}
     assert {file.name for file in out.iterdir()} == names
@@ -227,12 +227,12 @@ def test_several_pictures_in_one_run(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_auto_explains_the_predicted_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = demo.load_model()
+    model = digits.load_model()
     with torch.no_grad():
-        predicted = int(model(demo.preprocess(SCENE.image)).argmax())
-    assert explain(tmp_path, PICTURE, "--model", "bundled", "--layer", "stage3") == 0
+        predicted = int(model(digits.preprocess(SCENE.image)).argmax())
+    assert explain(tmp_path, PICTURE, "--model", "digits", "--layer", "stage3") == 0
     printed = capsys.readouterr().out
-    assert f"{demo.CLASSES[predicted]} ({predicted})" in printed
+    assert f"{digits.CLASSES[predicted]} ({predicted})" in printed
     assert "layer:" not in printed, "it was named"
 
 
@@ -257,25 +257,25 @@ def test_a_function_with_1000_outputs_has_imagenets_names(tmp_path: Path, capsys
     assert "tench (0)" in printed
 
 
-BUNDLED = ("--model", "bundled")
+DIGITS = ("--model", "digits")
 MISTAKES: dict[str, tuple[tuple[Any, ...], str]] = {
-    "no file": (("absent.jpg", *BUNDLED), "there is no file absent.jpg"),
-    "no image": ((__file__, *BUNDLED), "test_command_line.py is not an image"),
-    "no method": ((PICTURE, *BUNDLED, "--methods", ","), "methods: there is none"),
-    "no method, but options": ((PICTURE, *BUNDLED, "--methods", ",theta=3"), "no method 'theta=3'"),
+    "no file": (("absent.jpg", *DIGITS), "there is no file absent.jpg"),
+    "no image": ((__file__, *DIGITS), "test_command_line.py is not an image"),
+    "no method": ((PICTURE, *DIGITS, "--methods", ","), "methods: there is none"),
+    "no method, but options": ((PICTURE, *DIGITS, "--methods", ",theta=3"), "no method 'theta=3'"),
     "no option": (
-        (PICTURE, *BUNDLED, "--methods", "fusion-cam:teta=3"),
+        (PICTURE, *DIGITS, "--methods", "fusion-cam:teta=3"),
         "fusion-cam has no option 'teta'; it has theta",
     ),
-    "no layer": ((PICTURE, *BUNDLED, "--layer", "stage5"), "no layer 'stage5'; did you mean .*stage4"),
-    "empty layer": ((PICTURE, *BUNDLED, "--layer", ""), "the model has no layer ''; did you mean stage1"),
+    "no layer": ((PICTURE, *DIGITS, "--layer", "stage5"), "no layer 'stage5'; did you mean .*stage4"),
+    "empty layer": ((PICTURE, *DIGITS, "--layer", ""), "the model has no layer ''; did you mean stage1"),
     "no spatial layer": (
-        (PICTURE, *BUNDLED, "--layer", "classifier"),
+        (PICTURE, *DIGITS, "--layer", "classifier"),
         "fusion-cam on layer classifier: layer: the output",
     ),
-    "no class": ((PICTURE, *BUNDLED, "--target", "thre"), "no class 'thre'; did you mean .*'three'"),
-    "no index": ((PICTURE, *BUNDLED, "--target", "10"), "target: 10 is not one of the classes 0 to 9"),
-    "below zero": ((PICTURE, *BUNDLED, "--target=-1"), "target: -1 is not one of"),
+    "no class": ((PICTURE, *DIGITS, "--target", "thre"), "no class 'thre'; did you mean .*'three'"),
+    "no index": ((PICTURE, *DIGITS, "--target", "10"), "target: 10 is not one of the classes 0 to 9"),
+    "below zero": ((PICTURE, *DIGITS, "--target=-1"), "target: -1 is not one of"),
     "no model": ((PICTURE, "--model", "resnet5"), "there is no model 'resnet5'"),
     "no weights": ((PICTURE, "--model", "resnet18", "--weights", "absent.pt"), "weights: there is no file absent.pt"),
     "no weight file": ((PICTURE, "--model", "resnet18", "--weights", PICTURE), "weights: .* could not be read|execute"),
@@ -284,7 +284,7 @@ MISTAKES: dict[str, tuple[tuple[Any, ...], str]] = {
         "grad-cam on layer aside: Forward hook did not obtain any outputs",
     ),
     "no map": (
-        (PICTURE, *BUNDLED, "--layer", "classifier", "--method", "grad-cam"),
+        (PICTURE, *DIGITS, "--layer", "classifier", "--method", "grad-cam"),
         "grad-cam on layer classifier: the layer must return one tensor",
     ),
     "several tensors": (
@@ -295,10 +295,10 @@ MISTAKES: dict[str, tuple[tuple[Any, ...], str]] = {
         (PICTURE, "--model", "tests.test_command_line:grey"),
         r"model: tests.test_command_line:grey does not take an input of shape \(1, 3, 224, 224\)",
     ),
-    "superscript": ((PICTURE, *BUNDLED, "--target", "²"), "there is no class '²'"),
-    "meta": ((PICTURE, *BUNDLED, "--device", "meta"), "device: meta is not available"),
-    "no device": ((PICTURE, *BUNDLED, "--device", "abacus"), "device: abacus is not available"),
-    "no names": ((PICTURE, *BUNDLED, "--classes", "absent.txt"), "classes: absent.txt could not be read"),
+    "superscript": ((PICTURE, *DIGITS, "--target", "²"), "there is no class '²'"),
+    "meta": ((PICTURE, *DIGITS, "--device", "meta"), "device: meta is not available"),
+    "no device": ((PICTURE, *DIGITS, "--device", "abacus"), "device: abacus is not available"),
+    "no names": ((PICTURE, *DIGITS, "--classes", "absent.txt"), "classes: absent.txt could not be read"),
 }
 
 
@@ -363,14 +363,14 @@ def ten_classes() -> torch.nn.Module:
 def test_a_broken_picture_among_good_ones_stops_the_run_before_it_starts(tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(Path(PICTURE).read_bytes()[:200])
-    assert explain(tmp_path / "out", PICTURE, str(broken), *BUNDLED) == 2
+    assert explain(tmp_path / "out", PICTURE, str(broken), *DIGITS) == 2
     assert not (tmp_path / "out").exists()
 
 
 def test_output_must_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "file"
     file.touch()
-    assert explain(file, PICTURE, *BUNDLED) == 2
+    assert explain(file, PICTURE, *DIGITS) == 2
     assert main(["demo", "--output", str(file)]) == 2
     assert main(["demo", "--output", str(file / "below")]) == 2
     assert "is a file, not a folder" in capsys.readouterr().err
@@ -393,14 +393,14 @@ def test_pictures_are_read_as_people_see_them(tmp_path: Path, kind: str) -> None
 def test_pictures_of_floating_point_numbers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "scan.tiff"
     Image.fromarray(np.ones((8, 8), np.float32)).save(file)
-    assert explain(tmp_path / "out", str(file), *BUNDLED) == 2
+    assert explain(tmp_path / "out", str(file), *DIGITS) == 2
     assert "holds floating point numbers" in capsys.readouterr().err
 
 
 def test_class_names_are_no_mathematics(tmp_path: Path) -> None:
     names = tmp_path / "classes.txt"
     names.write_text("\n".join([r"a$\x$"] * 10))
-    assert explain(tmp_path, PICTURE, *BUNDLED, "--classes", str(names), "--method", "grad-cam") == 0
+    assert explain(tmp_path, PICTURE, *DIGITS, "--classes", str(names), "--method", "grad-cam") == 0
 
 
 def test_a_figure_that_cannot_be_written_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,7 +408,7 @@ def test_a_figure_that_cannot_be_written_leaves_no_half_of_it(tmp_path: Path, mo
         raise OSError("No space left on device")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
-    assert explain(tmp_path, PICTURE, *BUNDLED, "--method", "grad-cam") == 2
+    assert explain(tmp_path, PICTURE, *DIGITS, "--method", "grad-cam") == 2
     assert not list(tmp_path.iterdir())
 
 

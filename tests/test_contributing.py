@@ -82,8 +82,8 @@ def test_the_command_line_and_the_evaluation_know_them(
     assert [cls.info.family, *cls.info.cost.split()] in [line[1 : 2 + len(cls.info.cost.split())] for line in lines]
     assert cls.info.name in [line[0] for line in lines if line]
     results = evaluate(
-        "bundled",
-        "bundled",
+        "digits",
+        "digits",
         output=tmp_path,
         methods=[cls.info.name],
         metrics=["complexity"],

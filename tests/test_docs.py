@@ -15,7 +15,13 @@ from captum_fusion.attr.catalog import METHODS
 from tests.docs_tables import GENERATED, ROOT, families_table, methods_table, rewritten
 
 #: The packages whose public classes the API reference must have.
-PUBLIC = ("captum_fusion", "captum_fusion.metrics", "captum_fusion.evaluation", "captum_fusion.demo")
+PUBLIC = (
+    "captum_fusion",
+    "captum_fusion.metrics",
+    "captum_fusion.evaluation",
+    "captum_fusion.demo.photographs",
+    "captum_fusion.demo.digits",
+)
 
 
 def read(name: str) -> str:

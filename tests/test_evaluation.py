@@ -223,7 +223,7 @@ def test_places_go_through_the_preprocessing(tmp_path: Path) -> None:
 
 def test_every_metric_runs(tmp_path: Path) -> None:
     found = evaluate(
-        "bundled", "bundled", output=tmp_path, methods=["fusion-cam", "xgrad-cam"], metrics=list(METRICS), limit=1,
+        "digits", "digits", output=tmp_path, methods=["fusion-cam", "xgrad-cam"], metrics=list(METRICS), limit=1,
         pictures=1, show_progress=False, explain="label",
     )  # fmt: skip
     assert not [row for row in found.rows if row["value"] is None]
@@ -481,7 +481,7 @@ class Asserting(Net):
         ({"weights": "DEFAULT"}, "this one is loaded already"),
         ({"model": small()._replace(class_names=["a"])}, "classes: there are 1 names for 5 outputs"),
         ({"model": [small("a"), small("b")], "methods": {"x": Saliency(nn.Identity())}}, "explains one model"),
-        ({"model": ["bundled", "tests.networks:nothing"]}, "model: tests.networks:nothing could not be imported"),
+        ({"model": ["digits", "tests.networks:nothing"]}, "model: tests.networks:nothing could not be imported"),
         ({"preset": "fusion"}, "no preset 'fusion'.*fusioncam-table"),
         ({"reference": "rise"}, "reference must be one of the methods"),
         ({"explain": "best"}, "explain must be one of"),
@@ -666,9 +666,9 @@ def test_rows_of_another_folder_or_crop_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="made with dataset"):
         run(tmp_path / "out", tmp_path / "b", metrics=["complexity"])
     options: dict[str, Any] = {"methods": ["grad-cam"], "limit": 1, "pictures": 0, "show_progress": False}
-    evaluate("bundled", "bundled", output=tmp_path / "c", metrics=["complexity"], **options)
+    evaluate("digits", "digits", output=tmp_path / "c", metrics=["complexity"], **options)
     with pytest.raises(ValueError, match="made with whole_image"):
-        evaluate("bundled", "bundled", output=tmp_path / "c", metrics=["complexity"], whole_image=True, **options)
+        evaluate("digits", "digits", output=tmp_path / "c", metrics=["complexity"], whole_image=True, **options)
 
 
 def test_rows_of_other_weights_are_not_mixed(tmp_path: Path) -> None:
@@ -863,26 +863,26 @@ def test_a_dataset_that_is_opened_late_may_grow_but_not_change(tmp_path: Path) -
     with pytest.raises(ValueError, match="made with preprocessing of '0'"):
         run(tmp_path, Late(4, 4), metrics=["complexity"])
     darker = small()._replace(preprocess=lambda image: small().preprocess(image) / 2)
-    evaluate("bundled", small(), output=tmp_path / "b", methods=["grad-cam"], limit=1, show_progress=False)
+    evaluate("digits", small(), output=tmp_path / "b", methods=["grad-cam"], limit=1, show_progress=False)
     with pytest.raises(ValueError, match="made with preprocessing of"):
-        evaluate("bundled", darker, output=tmp_path / "b", methods=["grad-cam"], limit=2, show_progress=False)
+        evaluate("digits", darker, output=tmp_path / "b", methods=["grad-cam"], limit=2, show_progress=False)
 
 
 def test_integrative_cams_layers_are_remembered(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "output": tmp_path, "metrics": ["complexity"], "limit": 1, "pictures": 0, "show_progress": False,
     }  # fmt: skip
-    evaluate("bundled", "bundled", methods=["grad-cam"], **options)
-    evaluate("bundled", "bundled", methods=["integrative-cam"], **options)
-    evaluate("bundled", "bundled", methods=["grad-cam"], layer="stage4", **options)
+    evaluate("digits", "digits", methods=["grad-cam"], **options)
+    evaluate("digits", "digits", methods=["integrative-cam"], **options)
+    evaluate("digits", "digits", methods=["grad-cam"], layer="stage4", **options)
     with pytest.raises(ValueError, match="made with layers 'integrative-cam'"):
-        evaluate("bundled", "bundled", methods=["integrative-cam"], layer="stage4", **options)
+        evaluate("digits", "digits", methods=["integrative-cam"], layer="stage4", **options)
 
 
 def test_a_refused_process_writes_nothing(tmp_path: Path) -> None:
-    subprocess.run(command(*BUNDLED, "--limit", "1", "--output", tmp_path), check=True, env=ENVIRONMENT)
+    subprocess.run(command(*DIGITS, "--limit", "1", "--output", tmp_path), check=True, env=ENVIRONMENT)
     before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "rows").glob("*.jsonl"))
-    done = torchrun(2, "-m", "captum_fusion", *BUNDLED, "--layer", "stage3", "--output", tmp_path, timeout=120)
+    done = torchrun(2, "-m", "captum_fusion", *DIGITS, "--layer", "stage3", "--output", tmp_path, timeout=120)
     assert done.returncode != 0
     assert "made with layer" in done.stderr
     after = sorted((path.name, path.read_bytes()) for path in (tmp_path / "rows").glob("*.jsonl"))
@@ -914,7 +914,7 @@ def test_rows_on_disk(tmp_path: Path) -> None:
         store.append([{**row, "value": float("nan")}])
 
 
-BUNDLED = ["evaluate", "bundled", "--model", "bundled", "--preset", "fusioncam-table", "--pictures", "0"]
+DIGITS = ["evaluate", "digits", "--model", "digits", "--preset", "fusioncam-table", "--pictures", "0"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -937,11 +937,11 @@ def torchrun(processes: int, *program: str | Path, timeout: float | None = None)
 
 def test_killed_and_divided_runs_give_the_same_tables(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
-    subprocess.run(command(*BUNDLED, "--output", whole), check=True, env=ENVIRONMENT, capture_output=True)
+    subprocess.run(command(*DIGITS, "--output", whole), check=True, env=ENVIRONMENT, capture_output=True)
 
     killed, rows = tmp_path / "killed", tmp_path / "killed/rows/rank-0.jsonl"
     process = subprocess.Popen(
-        command(*BUNDLED, "--output", killed), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(*DIGITS, "--output", killed), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     until = time.monotonic() + 120
     while (not rows.exists() or rows.read_bytes().count(b"\n") < 60) and time.monotonic() < until:
@@ -950,18 +950,18 @@ def test_killed_and_divided_runs_give_the_same_tables(tmp_path: Path) -> None:
     process.wait()
     written = rows.read_bytes()
     assert 60 <= written.count(b"\n") < (whole / "rows/rank-0.jsonl").read_bytes().count(b"\n"), "killed in the middle"
-    subprocess.run(command(*BUNDLED, "--output", killed), check=True, env=ENVIRONMENT, capture_output=True)
+    subprocess.run(command(*DIGITS, "--output", killed), check=True, env=ENVIRONMENT, capture_output=True)
     assert content(killed) == content(whole)
     kept = written[: written.rfind(b"\n") + 1]
     assert rows.read_bytes().startswith(kept), "nothing finished is run again"
 
     divided = tmp_path / "divided"
-    done = torchrun(2, "-m", "captum_fusion", *BUNDLED, "--output", divided)
+    done = torchrun(2, "-m", "captum_fusion", *DIGITS, "--output", divided)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (divided / "rows").glob("*.jsonl")) == ["rank-0.jsonl", "rank-1.jsonl"]
     assert content(divided) == content(whole)
     again = subprocess.run(
-        command(*BUNDLED, "--output", divided), check=True, env=ENVIRONMENT, capture_output=True, text=True
+        command(*DIGITS, "--output", divided), check=True, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert "AD" in again.stdout, "one process goes on where two were, and prints the table"
     assert content(divided) == content(whole)
@@ -988,7 +988,7 @@ def test_nothing_of_the_process_group_outlives_the_run(tmp_path: Path) -> None:
 
 
 def test_an_error_ends_all_processes(tmp_path: Path) -> None:
-    done = torchrun(2, "-m", "captum_fusion", *BUNDLED, "--layer", "nowhere", "--output", tmp_path, timeout=120)
+    done = torchrun(2, "-m", "captum_fusion", *DIGITS, "--layer", "nowhere", "--output", tmp_path, timeout=120)
     assert done.returncode != 0
     assert "layer: " in done.stderr
 
@@ -999,7 +999,7 @@ def test_an_error_ends_all_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_presets_run(tmp_path: Path, preset: str) -> None:
     found = evaluate(
-        open_dataset("bundled"), small_demo(), output=tmp_path, preset=preset, limit=1, pictures=0, show_progress=False
+        open_dataset("digits"), small_demo(), output=tmp_path, preset=preset, limit=1, pictures=0, show_progress=False
     )
     failed = {(row["method"], row["metric"], row["error"]) for row in found.rows if "error" in row}
     assert not failed
@@ -1007,8 +1007,8 @@ def test_presets_run(tmp_path: Path, preset: str) -> None:
 
 
 def small_demo() -> models.LoadedModel:
-    """The bundled network on pictures of half the size."""
-    loaded = models.load_model("bundled")
+    """The digit network on pictures of half the size."""
+    loaded = models.load_model("digits")
 
     def preprocess(image: Image.Image) -> Tensor:
         return nn.functional.interpolate(loaded.preprocess(image), scale_factor=0.5)
@@ -1019,16 +1019,16 @@ def small_demo() -> models.LoadedModel:
 def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from captum_fusion.__main__ import main
 
-    words = ["evaluate", "bundled", "--model", "bundled", "--methods", "grad-cam,hires-cam", "--limit", "1"]
+    words = ["evaluate", "digits", "--model", "digits", "--methods", "grad-cam,hires-cam", "--limit", "1"]
     words += ["--metrics", "complexity,energy_pointing_game", "--output", str(tmp_path), "--pictures", "0"]
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "hires-cam" in printed
     assert "index.html" in printed
-    assert "captum-fusion evaluate bundled" in (tmp_path / "index.html").read_text()
+    assert "captum-fusion evaluate digits" in (tmp_path / "index.html").read_text()
     with pytest.raises(SystemExit, match="1"):
         main([*words, "--methods", "grad-cam", "captum.attr:Occlusion"])
-    assert "bundled: captum.attr:Occlusion failed on 1 of 1 pictures" in capsys.readouterr().err
+    assert "digits: captum.attr:Occlusion failed on 1 of 1 pictures" in capsys.readouterr().err
     main([*words, "--preset", "time", "--methods", "grad-cam", "--output", str(tmp_path / "time")])
     printed = capsys.readouterr().out
     assert "seconds, median" in printed
@@ -1042,7 +1042,7 @@ def test_the_command_stopped_or_out_of_disk(
 ) -> None:
     from captum_fusion.__main__ import main
 
-    words = ["evaluate", "bundled", "--model", "bundled", "--methods", "grad-cam", "--limit", "1", "--pictures", "0"]
+    words = ["evaluate", "digits", "--model", "digits", "--methods", "grad-cam", "--limit", "1", "--pictures", "0"]
     (tmp_path / "tables").write_text("a file where a folder is to be")
     assert main([*words, "--output", str(tmp_path)]) == 2
     assert "output: " in capsys.readouterr().err
@@ -1079,7 +1079,7 @@ def test_machines_with_disks_of_their_own(tmp_path: Path) -> None:
         "def slow(model, layer, inputs, target):\n"
         "    time.sleep(1.5 * (rank == 2))\n"
         "    return inputs[:, :1].abs()\n"
-        "evaluate('bundled', 'bundled', output=os.path.join(sys.argv[1], 'abb'[rank]), score_fn=sys.argv[2],\n"
+        "evaluate('digits', 'digits', output=os.path.join(sys.argv[1], 'abb'[rank]), score_fn=sys.argv[2],\n"
         "         methods={'grad-cam': 'grad-cam', 'slow': slow}, metrics=['complexity', 'deletion:steps=3'],\n"
         "         pictures=0, limit=6)\n"
     )
@@ -1091,7 +1091,7 @@ def test_machines_with_disks_of_their_own(tmp_path: Path) -> None:
     assert (tmp_path / "b" / "run.json").is_file()
     assert not (tmp_path / "b" / "tables").exists()
     evaluate(
-        "bundled", "bundled", output=tmp_path / "one", methods={"grad-cam": "grad-cam", "slow": brightness},
+        "digits", "digits", output=tmp_path / "one", methods={"grad-cam": "grad-cam", "slow": brightness},
         metrics=["complexity", "deletion:steps=3"], score_fn="softmax", pictures=0, limit=6, show_progress=False,
     )  # fmt: skip
     assert content(tmp_path / "a") == content(tmp_path / "one")
@@ -1109,7 +1109,7 @@ def test_what_others_left_out_is_said_by_the_first(tmp_path: Path) -> None:
     for name in "ac":
         Image.new("RGB", (96, 96), "red").save(tmp_path / f"{name}.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
-    words = ["evaluate", tmp_path, "--model", "bundled", "--methods", "grad-cam", "--metrics", "complexity"]
+    words = ["evaluate", tmp_path, "--model", "digits", "--methods", "grad-cam", "--metrics", "complexity"]
     done = torchrun(2, "-m", "captum_fusion", *words, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "b.png" in (tmp_path / "out/index.html").read_text()

@@ -11,7 +11,7 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
-from captum_fusion import demo
+from captum_fusion.demo import digits
 from captum_fusion.models import imagenet_classes, load_model
 from tests.networks import make
 
@@ -45,9 +45,9 @@ def weight_file(request: pytest.FixtureRequest, tmp_path: Path, squeezenet: torc
     return file
 
 
-def test_bundled() -> None:
-    loaded = load_model("bundled")
-    assert loaded.class_names == demo.CLASSES
+def test_digits() -> None:
+    loaded = load_model("digits")
+    assert loaded.class_names == digits.CLASSES
     assert not loaded.model.training
     assert loaded.preprocess(GREY).shape == (1, 3, 96, 96)
 
@@ -178,7 +178,7 @@ def write(file: Path, value: Any) -> Path:
         ("fcn_resnet50", None, "no model"),
         ("resnet18", "IMAGENET1K_V9", "weights: resnet18 has IMAGENET1K_V1"),
         ("resnet18", "absent.pt", "weights: there is no file"),
-        ("bundled", "DEFAULT", "its own weights"),
+        ("digits", "DEFAULT", "its own weights"),
         ("nowhere.to_be:found", None, "model: nowhere.to_be:found could not be imported"),
         ("tests.networks:nothing", None, "could not be imported"),
         ("..tests:nothing", None, "could not be imported"),

@@ -31,10 +31,12 @@ def add_network(parser: argparse.ArgumentParser, several: bool = False) -> None:
     network = parser.add_argument_group("the network")
     network.add_argument(
         "--model",
-        default=["resnet50"] if several else "resnet50",
-        help="a torchvision classification model (default: resnet50), 'bundled', or package.module:function, a "
-        "function without arguments that returns a torch.nn.Module (modules in the current folder are found, too; the "
-        "network gets 224 x 224 RGB pictures with ImageNet's normalisation)" + ("; several are compared" * several),
+        default=["resnet50"] if several else "bundled",
+        help="'bundled', a SqueezeNet 1.1 that needs no download; 'digits', a network for the bundled digit scenes; a "
+        "torchvision classification model; or package.module:function, a function without arguments that returns a "
+        "torch.nn.Module (modules in the current folder are found, too; the network gets 224 x 224 RGB pictures with "
+        "ImageNet's normalisation)"
+        + ("; several are compared (default: resnet50)" if several else " (default: bundled)"),
         **many,
     )
     network.add_argument(
@@ -53,7 +55,7 @@ def add_network(parser: argparse.ArgumentParser, several: bool = False) -> None:
     network.add_argument(
         "--whole-image",
         action="store_true",
-        help="squeeze the whole picture into the network's input instead of cropping its centre (the bundled network "
+        help="squeeze the whole picture into the network's input instead of cropping its centre (the digit network "
         "always does)",
     )
 

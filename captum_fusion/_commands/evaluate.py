@@ -41,7 +41,7 @@ def add(commands: Any, epilog: str) -> None:
         metavar="FOLDER_OR_CSV",
         help="a folder with a subfolder of pictures for each class, a folder of pictures, the root of ImageNet or "
         "PASCAL VOC, a CSV file (file, label, x0, y0, x1, y1, mask), a folder with labels.csv (and boxes.csv), or "
-        "'bundled'",
+        "'digits' (the bundled scenes, for the model of the same name)",
     )
     add_network(parser, several=True)
     _add_study(parser.add_argument_group("the study"))

@@ -48,7 +48,7 @@ def add(commands: Any, epilog: str) -> None:
     parser = commands.add_parser(
         "explain",
         help="explain pictures of your own to any network",
-        description="Explain pictures to a torchvision model, the bundled model, or one that a function of yours "
+        description="Explain pictures to the bundled model, a torchvision model, or one that a function of yours "
         "returns. Weight files are read without executing code.",
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -119,9 +119,10 @@ def shared_work() -> Iterator[SavedWork]:
 
     Examples::
 
-        >>> from captum_fusion import LayerFusionCAM, LayerScoreCAM, demo, shared_work
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> image = demo.preprocess(scene.image)
+        >>> from captum_fusion import LayerFusionCAM, LayerScoreCAM, shared_work
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> image = digits.preprocess(scene.image)
         >>> with shared_work() as saved:
         ...     fused = LayerFusionCAM(model, model.stage4).attribute(image, scene.labels[0])
         ...     other = LayerFusionCAM(model, model.stage4).attribute(image, scene.labels[1])

@@ -153,10 +153,11 @@ class SeveralTargets(Attribution):
 
         Examples::
 
-            >>> from captum_fusion import LayerFusionCAM, demo
-            >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+            >>> from captum_fusion import LayerFusionCAM
+            >>> from captum_fusion.demo import digits
+            >>> model, scene = digits.load_model(), digits.load_scenes()[0]
             >>> fusion = LayerFusionCAM(model, model.stage4)
-            >>> four, six = fusion.attribute_targets(demo.preprocess(scene.image), targets=[4, 6])
+            >>> four, six = fusion.attribute_targets(digits.preprocess(scene.image), targets=[4, 6])
         """
         if not isinstance(targets, (list, tuple)):
             raise TypeError(f"targets must be a list of targets, not {type(targets).__name__}")

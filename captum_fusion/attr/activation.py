@@ -129,9 +129,10 @@ class LayerEigenCAM(ActivationCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerEigenCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> LayerEigenCAM(model, model.stage4).attribute(demo.preprocess(scene.image)).shape
+        >>> from captum_fusion import LayerEigenCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> LayerEigenCAM(model, model.stage4).attribute(digits.preprocess(scene.image)).shape
         torch.Size([1, 1, 12, 12])
     """
 

@@ -44,8 +44,8 @@ class Method:
 
         Examples::
 
-            >>> from captum_fusion import demo
-            >>> model = demo.load_model()
+            >>> from captum_fusion.demo import digits
+            >>> model = digits.load_model()
             >>> METHODS["score-cam"].build(model, [model.stage4], weighting="increase", theta=5).weighting
             'increase'
         """

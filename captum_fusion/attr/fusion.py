@@ -81,10 +81,10 @@ def single(result: DetailedAttributions) -> tuple[Tensor, FusionDetails]:
 
     Examples::
 
-        >>> from captum_fusion import demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
         >>> fusion = LayerFusionCAM(model, model.stage4)
-        >>> result = fusion.attribute(demo.preprocess(scene.image), scene.labels[0], return_details=True)
+        >>> result = fusion.attribute(digits.preprocess(scene.image), scene.labels[0], return_details=True)
         >>> attribution, details = single(result)
     """
     if isinstance(result, tuple):
@@ -220,9 +220,10 @@ class LayerFusionCAM(_Fusion):
 
     Examples::
 
-        >>> from captum_fusion import LayerFusionCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> images = demo.preprocess(scene.image)
+        >>> from captum_fusion import LayerFusionCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> images = digits.preprocess(scene.image)
         >>> attribution = LayerFusionCAM(model, model.stage4).attribute(images, target=scene.labels[0])
         >>> attribution.shape, float(attribution.min()), float(attribution.max())
         (torch.Size([1, 1, 96, 96]), 0.0, 1.0)
@@ -442,9 +443,10 @@ class LayerUnionCAM(_Fusion):
 
     Examples::
 
-        >>> from captum_fusion import LayerUnionCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> images = demo.preprocess(scene.image)
+        >>> from captum_fusion import LayerUnionCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> images = digits.preprocess(scene.image)
         >>> union = LayerUnionCAM(model, model.stage4, alpha="count")
         >>> attribution, details = union.attribute(images, target=scene.labels[0], return_details=True)
         >>> attribution.shape, details.selected.shape

@@ -35,9 +35,10 @@ class LayerHiResCAM(GradientCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerHiResCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> LayerHiResCAM(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> from captum_fusion import LayerHiResCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> LayerHiResCAM(model, model.stage4).attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
     """
 
@@ -60,9 +61,10 @@ class LayerGradCAMPlusPlus(GradientCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerGradCAMPlusPlus, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> LayerGradCAMPlusPlus(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> from captum_fusion import LayerGradCAMPlusPlus
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> LayerGradCAMPlusPlus(model, model.stage4).attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
     """
 
@@ -106,9 +108,10 @@ class LayerXGradCAM(GradientCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerXGradCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> LayerXGradCAM(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> from captum_fusion import LayerXGradCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> LayerXGradCAM(model, model.stage4).attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
     """
 
@@ -134,9 +137,10 @@ class LayerLayerCAM(GradientCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerLayerCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> image = demo.preprocess(scene.image)
+        >>> from captum_fusion import LayerLayerCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> image = digits.preprocess(scene.image)
         >>> LayerLayerCAM(model, model.stage4).attribute(image, scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
         >>> LayerLayerCAM(model, [model.stage2, model.stage4]).attribute(image, scene.labels[0]).shape

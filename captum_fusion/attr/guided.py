@@ -35,10 +35,11 @@ class GuidedFusionCAM(GradientAttribution, SeveralTargets):
 
     Examples::
 
-        >>> from captum_fusion import GuidedFusionCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> from captum_fusion import GuidedFusionCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
         >>> guided = GuidedFusionCAM(model, model.stage4)
-        >>> guided.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> guided.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 3, 96, 96])
     """
 

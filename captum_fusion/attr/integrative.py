@@ -73,10 +73,11 @@ class LayerIntegrativeCAM(CAM, GradientAttribution):
 
     Examples::
 
-        >>> from captum_fusion import LayerIntegrativeCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> from captum_fusion import LayerIntegrativeCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
         >>> method = LayerIntegrativeCAM(model, [model.stage2, model.stage3, model.stage4])
-        >>> method.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> method.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 96, 96])
     """
 

@@ -53,9 +53,10 @@ class LayerScoreCAM(ChannelScoresCAM):
     Examples::
 
         >>> import torch
-        >>> from captum_fusion import LayerScoreCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> attribution = LayerScoreCAM(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0])
+        >>> from captum_fusion import LayerScoreCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> attribution = LayerScoreCAM(model, model.stage4).attribute(digits.preprocess(scene.image), scene.labels[0])
         >>> attribution.shape
         torch.Size([1, 1, 12, 12])
     """
@@ -125,10 +126,11 @@ class LayerSSCAM(RepeatedMasksCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerSSCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> from captum_fusion import LayerSSCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
         >>> method = LayerSSCAM(model, model.stage4, n_samples=3)
-        >>> method.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> method.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
     """
 
@@ -218,10 +220,11 @@ class LayerISCAM(RepeatedMasksCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerISCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> from captum_fusion import LayerISCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
         >>> method = LayerISCAM(model, model.stage4, n_steps=3)
-        >>> method.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> method.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
     """
 
@@ -290,10 +293,11 @@ class LayerGroupCAM(BackgroundCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerGroupCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> from captum_fusion import LayerGroupCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
         >>> method = LayerGroupCAM(model, model.stage4, groups=16)
-        >>> method.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> method.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
     """
 
@@ -393,9 +397,10 @@ class LayerDecomCAM(BackgroundCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerDecomCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> LayerDecomCAM(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> from captum_fusion import LayerDecomCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> LayerDecomCAM(model, model.stage4).attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
     """
 

@@ -48,9 +48,10 @@ class LayerAblationCAM(ReplacedCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerAblationCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> LayerAblationCAM(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> from captum_fusion import LayerAblationCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> LayerAblationCAM(model, model.stage4).attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
     """
 
@@ -131,9 +132,10 @@ class LayerReciproCAM(ReplacedCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerReciproCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> LayerReciproCAM(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> from captum_fusion import LayerReciproCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> LayerReciproCAM(model, model.stage4).attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
     """
 
@@ -195,9 +197,10 @@ class LayerFDCAM(ReplacedCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerFDCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> LayerFDCAM(model, model.stage4).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> from captum_fusion import LayerFDCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> LayerFDCAM(model, model.stage4).attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
     """
 
@@ -275,10 +278,11 @@ class LayerShapCAM(ReplacedCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerShapCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> from captum_fusion import LayerShapCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
         >>> method = LayerShapCAM(model, model.stage4, n_samples=2)
-        >>> method.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> method.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
     """
 

@@ -39,9 +39,10 @@ class RISE(PerturbationAttribution, SeveralTargets):
 
     Examples::
 
-        >>> from captum_fusion import RISE, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> RISE(model, n_masks=100).attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> from captum_fusion import RISE
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> RISE(model, n_masks=100).attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 3, 96, 96])
     """
 

@@ -41,10 +41,11 @@ class LayerSmoothGradCAMPlusPlus(SampledCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerSmoothGradCAMPlusPlus, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> from captum_fusion import LayerSmoothGradCAMPlusPlus
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
         >>> method = LayerSmoothGradCAMPlusPlus(model, model.stage4, stdevs=0.1)
-        >>> method.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> method.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
     """
 
@@ -122,10 +123,11 @@ class LayerIntegratedGradCAM(SampledCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerIntegratedGradCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> from captum_fusion import LayerIntegratedGradCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
         >>> method = LayerIntegratedGradCAM(model, model.stage4, n_steps=10)
-        >>> method.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> method.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 12, 12])
     """
 
@@ -273,10 +275,11 @@ class LayerAugmentedGradCAM(SampledCAM):
 
     Examples::
 
-        >>> from captum_fusion import LayerAugmentedGradCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> from captum_fusion import LayerAugmentedGradCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
         >>> method = LayerAugmentedGradCAM(model, model.stage4, n_samples=8)
-        >>> method.attribute(demo.preprocess(scene.image), scene.labels[0]).shape
+        >>> method.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
         torch.Size([1, 1, 96, 96])
     """
 

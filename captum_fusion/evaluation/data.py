@@ -201,8 +201,8 @@ def load_image(image: Any) -> Image.Image | Tensor:
 
     Examples::
 
-        >>> from captum_fusion import demo
-        >>> load_image(demo.scene_path("four_and_six")).size
+        >>> from captum_fusion.demo import digits
+        >>> load_image(digits.scene_path("four_and_six")).size
         (96, 96)
     """
     if isinstance(image, Tensor):

@@ -253,8 +253,8 @@ def build(
     Examples::
 
         >>> import torch
-        >>> from captum_fusion import demo
-        >>> model = demo.load_model()
+        >>> from captum_fusion.demo import digits
+        >>> model = digits.load_model()
         >>> explain = build("fusion-cam:theta=5", ExplainedLayers(model, [model.stage4]), {}, {})
         >>> explain(torch.zeros(1, 3, 96, 96), 3).shape
         torch.Size([1, 1, 96, 96])
@@ -429,8 +429,8 @@ class Stage:
     Examples::
 
         >>> import torch
-        >>> from captum_fusion import demo
-        >>> model = demo.load_model()
+        >>> from captum_fusion.demo import digits
+        >>> model = digits.load_model()
         >>> Stage(LayerFusionCAM(model, model.stage4), "union").attribute(torch.zeros(1, 3, 96, 96), 3).shape
         torch.Size([1, 1, 96, 96])
     """

@@ -139,7 +139,7 @@ def evaluate(
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     results = evaluate(
-        ...         "bundled", "bundled", output=folder, methods=["grad-cam", "xgrad-cam"],
+        ...         "digits", "digits", output=folder, methods=["grad-cam", "xgrad-cam"],
         ...         metrics=["average_drop", "complexity"], limit=2, pictures=0, show_progress=False,
         ...     )
         >>> len(results.rows)  # two images, two methods, two metrics and three costs

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from captum_fusion import demo
+from captum_fusion.demo import digits
 from captum_fusion.evaluation.data import Box, Class, Example, ExampleDataset, Region
 from captum_fusion.evaluation.fingerprints import fingerprint_of
 
@@ -32,7 +32,7 @@ def open_dataset(
     Args:
         source (str or Path): One of
 
-            - ``"bundled"``: the bundled scenes, with masks of their digits;
+            - ``"digits"``: the bundled scenes of :mod:`captum_fusion.demo.digits`, with masks of their digits;
             - a CSV file with a line for each picture or box: a column ``file`` (or ``filename``, ``image``, ``path``;
               relative to the CSV file), and where known ``label`` (or ``target``, ``class_index``, ``class_name``,
               ``imagenet_class_indices``: an index, a name, or several indices separated by spaces), ``x0``, ``y0``,
@@ -58,17 +58,17 @@ def open_dataset(
 
     Examples::
 
-        >>> open_dataset("bundled").names()[:2]
+        >>> open_dataset("digits").names()[:2]
         ['four_and_six', 'zero_and_nine']
     """
     path = Path(source)
     name = str(source)
-    if name != "bundled":
+    if name != "digits":
         if not _exists(path):
             raise ValueError(f"dataset: there is no file or folder {source}")
         name = str(path.resolve())
-    if name == "bundled":
-        examples = list(_bundled())
+    if name == "digits":
+        examples = list(_digit_scenes())
     elif path.is_file():
         examples = _from_csv(path, None, for_each_label)
     elif (path / "labels.csv").is_file():
@@ -93,12 +93,12 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _bundled() -> Iterator[Example]:
-    for scene in demo.load_scenes():
+def _digit_scenes() -> Iterator[Example]:
+    for scene in digits.load_scenes():
         if scene.labels:
             pairs = zip(scene.labels, scene.masks, strict=True)
             regions = tuple(Region((label,), mask=mask.numpy()) for label, mask in pairs)
-            yield Example(scene.name, demo.scene_path(scene.name), scene.labels, regions)
+            yield Example(scene.name, digits.scene_path(scene.name), scene.labels, regions)
 
 
 def _from_folder(folder: Path) -> list[Example]:

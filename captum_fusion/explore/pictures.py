@@ -72,8 +72,8 @@ def read(path: str | Path, name: str | None = None) -> tuple[bytes, Image.Image]
 
     Examples::
 
-        >>> from captum_fusion import demo
-        >>> read(demo.scene_path("four_and_six"))[1].size
+        >>> from captum_fusion.demo import digits
+        >>> read(digits.scene_path("four_and_six"))[1].size
         (96, 96)
     """
     path = Path(path)

@@ -166,9 +166,9 @@ class Session:
 
     Examples::
 
-        >>> from captum_fusion import demo
-        >>> session = Session(models.load_model("bundled"), Source((), {}))
-        >>> picture = session.open(demo.scene_path("four_and_six"))
+        >>> from captum_fusion.demo import digits
+        >>> session = Session(models.load_model("digits"), Source((), {}))
+        >>> picture = session.open(digits.scene_path("four_and_six"))
         >>> session.top(picture, 2)
         [6, 4]
         >>> explanation = session.explain(picture, Question(4), Recipe("grad-cam"))

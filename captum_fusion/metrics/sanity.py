@@ -78,10 +78,11 @@ def cascading_randomization(
 
     Examples::
 
-        >>> from captum_fusion import LayerFusionCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
+        >>> from captum_fusion import LayerFusionCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
         >>> method = LayerFusionCAM(model, model.stage4)
-        >>> result = cascading_randomization(method, demo.preprocess(scene.image), scene.labels[0])
+        >>> result = cascading_randomization(method, digits.preprocess(scene.image), scene.labels[0])
         >>> result.layers[0], result.similarities.shape[0] == len(result.layers) + 1
         ('classifier', True)
     """

@@ -69,9 +69,10 @@ def visualize_fusion(
 
     Examples::
 
-        >>> from captum_fusion import LayerFusionCAM, demo
-        >>> model, scene = demo.load_model(), demo.load_scenes()[0]
-        >>> inputs = demo.preprocess(scene.image)
+        >>> from captum_fusion import LayerFusionCAM
+        >>> from captum_fusion.demo import digits
+        >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+        >>> inputs = digits.preprocess(scene.image)
         >>> maps, details = LayerFusionCAM(model, model.stage4).attribute(inputs, scene.labels[0], return_details=True)
         >>> figure = visualize_fusion(inputs, maps, details, titles=["four"])
         >>> [axis.get_title().split()[0] for axis in figure.axes]

@@ -1,6 +1,7 @@
-"""Trains the demonstration network and draws the bundled scenes.
+"""Trains the network for digit scenes and draws the bundled scenes.
 
-``python -m captum_fusion.demo.train`` needs ``pip install captum-fusion[train]`` and a few minutes on two CPU cores.
+``python -m captum_fusion.demo.digits.train`` needs ``pip install captum-fusion[train]`` and a few minutes on two CPU
+cores.
 """
 
 import argparse
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from captum_fusion import demo
-from captum_fusion.demo.drawing import SIZE, Digits, Drawing, draw_scene, load_digits, smooth_noise
-from captum_fusion.demo.model import DigitSceneNet
+from captum_fusion.demo.digits import CLASSES, MEAN, WEIGHTS, preprocess
+from captum_fusion.demo.digits.drawing import SIZE, Digits, Drawing, draw_scene, load_digits, smooth_noise
+from captum_fusion.demo.digits.model import DigitSceneNet
 
 BATCH = 32
 
@@ -66,7 +67,7 @@ class TrainingScenes(Dataset[tuple[Tensor, Tensor]]):
         if visible.any():
             target = torch.zeros(10)
             target[np.array(scene.labels)[visible]] = 1 / float(visible.sum())
-        return demo.preprocess(image)[0], target
+        return preprocess(image)[0], target
 
 
 def fade(scene: Drawing, rng: np.random.Generator) -> tuple[Tensor, NDArray[np.bool_]]:
@@ -88,7 +89,7 @@ def fade(scene: Drawing, rng: np.random.Generator) -> tuple[Tensor, NDArray[np.b
         (torch.Size([3, 96, 96]), (2,))
     """
     image = _image(scene)
-    base = _blurred(scene, radius=14) if rng.random() < 0.25 else torch.tensor(demo.MEAN).view(3, 1, 1)
+    base = _blurred(scene, radius=14) if rng.random() < 0.25 else torch.tensor(MEAN).view(3, 1, 1)
     while True:
         mask = _box(rng) if rng.random() < 0.3 else _blobs(rng)
         shown = [mask[ink] for ink in scene.masks]
@@ -117,7 +118,7 @@ def _featureless(scene: Drawing, rng: np.random.Generator) -> Tensor:
     """Blur a scene beyond recognition, or replace it with one colour."""
     if rng.random() < 0.5:
         return _blurred(scene, radius=rng.uniform(14, 30))
-    colour = torch.tensor(demo.MEAN if rng.random() < 0.3 else rng.random(3), dtype=torch.float32)
+    colour = torch.tensor(MEAN if rng.random() < 0.3 else rng.random(3), dtype=torch.float32)
     return colour.view(3, 1, 1).expand(3, SIZE, SIZE)
 
 
@@ -180,12 +181,13 @@ def named(model: nn.Module, scenes: list[Drawing]) -> list[bool]:
 
     Example::
 
+        >>> from captum_fusion.demo.digits import load_model
         >>> rng = np.random.default_rng(0)
-        >>> named(demo.load_model(), [draw_scene(load_digits()[1], 0, rng)])
+        >>> named(load_model(), [draw_scene(load_digits()[1], 0, rng)])
         [True]
     """
     with torch.no_grad():
-        probabilities = model(demo.preprocess(torch.stack([_image(scene) for scene in scenes]))).softmax(dim=1)
+        probabilities = model(preprocess(torch.stack([_image(scene) for scene in scenes]))).softmax(dim=1)
     results = []
     for scene, values in zip(scenes, probabilities, strict=True):
         top = values.topk(len(scene.labels)).indices.tolist()
@@ -208,7 +210,8 @@ def accuracy(model: nn.Module, digits: Digits, count: int, seed: int, scenes: in
 
     Example::
 
-        >>> accuracy(demo.load_model(), load_digits()[1], count=1, seed=0, scenes=100) > 0.9
+        >>> from captum_fusion.demo.digits import load_model
+        >>> accuracy(load_model(), load_digits()[1], count=1, seed=0, scenes=100) > 0.9
         True
     """
     stream = _scene_stream(digits, count, TESTING, seed)
@@ -232,8 +235,9 @@ def bundle(model: nn.Module, digits: Digits, folder: Path, seed: int) -> None:
     Example::
 
         >>> import tempfile
+        >>> from captum_fusion.demo.digits import load_model
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     bundle(demo.load_model(), load_digits()[1], Path(folder), seed=0)
+        ...     bundle(load_model(), load_digits()[1], Path(folder), seed=0)
         ...     len(list(Path(folder).glob("*_mask_*.png")))
         12
     """
@@ -246,7 +250,7 @@ def bundle(model: nn.Module, digits: Digits, folder: Path, seed: int) -> None:
     for count, wanted in ((2, 5), (1, 2), (0, 1)):
         stream = _scene_stream(digits, count, BUNDLING, seed)
         for scene in itertools.islice(_first_named(model, stream), wanted):
-            name = "_and_".join(demo.CLASSES[label] for label in scene.labels) or "no_digit"
+            name = "_and_".join(CLASSES[label] for label in scene.labels) or "no_digit"
             chosen[name] = scene.labels
             Image.fromarray(scene.image).save(folder / f"{name}.png", optimize=True)
             for label, mask in zip(scene.labels, scene.masks, strict=True):
@@ -271,9 +275,9 @@ def _first_named(model: nn.Module, stream: Iterator[Drawing]) -> Iterator[Drawin
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m captum_fusion.demo.train", description="Train the demonstration network from scratch."
+        prog="python -m captum_fusion.demo.digits.train", description="Train the demonstration network from scratch."
     )
-    parser.add_argument("--output", type=Path, default=demo.WEIGHTS, help="weights file to write [%(default)s]")
+    parser.add_argument("--output", type=Path, default=WEIGHTS, help="weights file to write [%(default)s]")
     parser.add_argument("--scenes", type=Path, metavar="DIR", help="also write the test scenes to this folder")
     parser.add_argument("--steps", type=int, default=3200, help="number of training steps [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness [%(default)s]")

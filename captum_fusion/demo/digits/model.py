@@ -1,4 +1,4 @@
-"""The demonstration network."""
+"""The network for digit scenes."""
 
 from torch import Tensor, nn
 
@@ -32,7 +32,7 @@ class DigitSceneNet(nn.Module):
         """Compute the scores of the ten digits.
 
         Args:
-            images: float (N, 3, 96, 96), normalised as :func:`captum_fusion.demo.preprocess` does.
+            images: float (N, 3, 96, 96), normalised as :func:`captum_fusion.demo.digits.preprocess` does.
 
         Returns:
             Logits, float (N, 10).

@@ -1,7 +1,8 @@
 """Draws the scenes: handwritten digits pasted among distractors on a textured background.
 
-Only training and ``python -m captum_fusion.demo.train --scenes`` draw scenes; :func:`captum_fusion.demo.load_scenes`
-reads the bundled ones. Every function takes a random generator, so the same generator state gives the same scene.
+Only training and ``python -m captum_fusion.demo.digits.train --scenes`` draw scenes;
+:func:`captum_fusion.demo.digits.load_scenes` reads the bundled ones. Every function takes a random generator, so the
+same generator state gives the same scene.
 """
 
 import colorsys
