@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_fusion import functional
+from captum_fusion import functional, shared_work
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.evaluation import methods
 from captum_fusion.explore import bundle, drawing, text
@@ -26,7 +26,10 @@ from captum_fusion.explore.sources import Example
 from captum_fusion.visualization import MODES
 
 #: Runs that take longer, in seconds, wait for the button.
-QUICK = 6.0
+QUICK = 20.0
+
+#: Where a forward sample takes longer, in seconds, the first screen has a gradient method.
+SLOW = 0.25
 
 #: The largest upload.
 LARGEST = "20mb"
@@ -80,7 +83,7 @@ class Page:
             gr.Markdown(
                 "## Why this class?\n"
                 "Choose a picture and a class. The map shows which parts of the picture the network's decision is "
-                f"based on. Network: **{self.session.loaded.name}**."
+                f"based on. Network: **{text.title(self.session.loaded.name)}**."
             )
             with gr.Row():
                 with gr.Column(scale=3, min_width=300):
@@ -99,14 +102,14 @@ class Page:
 
     def _build_picture(self) -> None:
         self.image = gr.Image(
-            label="Picture", type="filepath", image_mode=None, height=230, sources=["upload", "clipboard"], buttons=[],
+            label="Picture: drop, paste or upload yours", type="filepath", image_mode=None, height=230, sources=["upload", "clipboard"], buttons=[],
             elem_id="picture",
         )  # fmt: skip
         thumbnails = []
         for example in self.examples:
             with Image.open(example.path) as opened:
                 opened.thumbnail((240, 240))
-                thumbnails.append((opened.convert("RGB"), example.credit or None))
+                thumbnails.append(opened.convert("RGB"))
         self.gallery = gr.Gallery(
             thumbnails, show_label=False, columns=4, height=120, allow_preview=False, object_fit="cover",
             buttons=[], interactive=False, visible=bool(thumbnails), elem_id="examples",
@@ -226,15 +229,20 @@ class Page:
                         self.steps.append((image, gr.HTML(elem_id=f"stepcaption{i}", padding=False)))
 
     def _build_downloads(self) -> None:
-        with gr.Tab("Download"), gr.Row():
-            self.downloads = [
-                gr.DownloadButton(label, interactive=False, elem_id=f"download_{key}", min_width=200)
-                for key, label in (
-                    ("picture", "Picture (.png)"),
-                    ("map", "Map (.npy)"),
-                    ("bundle", "Bundle: maps, manifest and the code that makes them again (.zip)"),
-                )
-            ]
+        with gr.Tab("Download"):
+            gr.Markdown(
+                "The bundle has the picture, the maps, a manifest (network, layer, class, method, options, versions) "
+                "and the Python lines that make the maps again."
+            )
+            with gr.Row():
+                self.downloads = [
+                    gr.DownloadButton(label, interactive=False, elem_id=f"download_{key}", min_width=200)
+                    for key, label in (
+                        ("picture", "Picture (.png)"),
+                        ("map", "Map (.npy)"),
+                        ("bundle", "Bundle (.zip)"),
+                    )
+                ]
 
     # ---------------------------------------------------------------------------------------------------- the wiring
 
@@ -314,18 +322,18 @@ class Page:
     # --------------------------------------------------------------------------------------------------- the picture
 
     def _open_first(self, request: gr.Request) -> list[Any]:
-        return self._open(self.examples[0].path, request) if self.examples else [gr.skip()] * 8
+        return self._open(self.examples[0], request) if self.examples else [gr.skip()] * 8
 
     def _open_example(self, chosen: gr.SelectData, request: gr.Request) -> list[Any]:
-        return self._open(self.examples[chosen.index].path, request)
+        return self._open(self.examples[chosen.index], request)
 
     def _open_upload(self, path: str | None, request: gr.Request) -> list[Any]:
-        return [gr.skip()] * 8 if path is None else self._open(Path(path), request)
+        return [gr.skip()] * 8 if path is None else self._open(Example(Path(path)), request)
 
-    def _open(self, path: Path, request: gr.Request) -> list[Any]:
+    def _open(self, example: Example, request: gr.Request) -> list[Any]:
         visitor, session = self._visitor(request), self.session
         try:
-            picture = session.open(path)
+            picture = session.open(example.path)
         except ValueError as error:
             previous = None if visitor.picture is None else visitor.picture.view
             return [previous, text.note(str(error), error=True), *[gr.skip()] * 6]
@@ -333,7 +341,8 @@ class Page:
         top = session.top(picture)
         remark = f"{picture.name}: {picture.size[0]} x {picture.size[1]} pixels"
         if picture.unseen > 0.02:
-            remark += f"; the network sees its middle, {text.percent(1 - picture.unseen)} of it"
+            remark += f", of which the network sees the middle {text.percent(1 - picture.unseen)}"
+        remark += f". {example.credit}." if example.credit else "."
         return [
             picture.view,
             text.note(remark),
@@ -407,24 +416,38 @@ class Page:
         if rival == target:
             return text.note("The two classes are the same; choose another one to compare with.", error=True)
         question = Question(int(target), None if rival in (None, -1) else int(rival), layer)
-        costs = [self.session.cost(recipe, picture, layer) for recipe in recipes]
-        samples = sum(known[0].forward_samples + known[0].layer_samples for known in costs if known)
-        seconds = sum(known[1] for known in costs if known)
-        if seconds > most and not all(self.session.has(picture, question, recipe) for recipe in recipes):
-            visitor.explanations = []
-            return text.note(f"{samples:.0f} forward samples, about {text.duration(seconds)}. Press Explain to start.")
-        watch = Watch(_reporter(progress, max(1, int(samples))), is_cancelled)
+        wanted, waiting = self._affordable(picture, question, recipes, most)
+        total = sum(known[0].forward_samples + known[0].layer_samples for _, known in wanted if known)
+        watch = Watch(_reporter(progress, max(1, int(total))), is_cancelled)
         done, failures = [], []
         try:
-            for recipe in recipes:
-                try:
-                    done.append(self.session.explain(picture, question, recipe, watch))
-                except ValueError as error:
-                    failures.append(str(error))
+            with shared_work():
+                for recipe, _ in wanted:
+                    try:
+                        done.append(self.session.explain(picture, question, recipe, watch))
+                    except ValueError as error:
+                        failures.append(str(error))
         except CancelledError:
             return text.note("Cancelled.")
         visitor.explanations = done
-        return text.note(" ".join([*failures, text.spent(done) if done else ""]).strip(), error=bool(failures))
+        taken = [f"{text.spent(done)}."] if done else []
+        later = [f"Press Explain for {', '.join(waiting)}."] if waiting else []
+        return text.note(" ".join([*failures, *taken, *later]), error=bool(failures))
+
+    def _affordable(
+        self, picture: Picture, question: Question, recipes: Sequence[Recipe], most: float
+    ) -> tuple[list[tuple[Recipe, Any]], list[str]]:
+        """The methods that take at most some seconds together, with their costs, and what is said of the others."""
+        wanted, waiting, seconds = [], [], 0.0
+        for recipe in recipes:
+            known = self.session.cost(recipe, picture, question.layer)
+            own = 0.0 if known is None or self.session.has(picture, question, recipe) else known[1]
+            if seconds + own <= most:
+                wanted.append((recipe, known))
+                seconds += own
+            else:
+                waiting.append(f"{recipe.label} ({text.price(known)})")
+        return wanted, waiting
 
     # --------------------------------------------------------------------------------------------------- the display
 
@@ -610,7 +633,7 @@ def serve(session: Session, examples: Sequence[Example], specs: Sequence[str] = 
     Returns:
         gradio.Blocks: The page.
     """
-    blocks = Page(session, examples, specs or (FIRST,)).blocks()
+    blocks = Page(session, examples, specs or (FIRST if session.seconds < SLOW else "grad-cam",)).blocks()
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     usual: dict[str, Any] = {
         "show_error": True, "max_file_size": LARGEST, "footer_links": [], "quiet": True, "ssr_mode": False,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_fusion.explore.recipes import Cost
 from captum_fusion.explore.session import Explanation
+from captum_fusion.models import BUNDLED
 
 #: Below this score a class is not seen, and its map means little.
 UNSEEN = 0.02
@@ -21,17 +22,25 @@ CSS = """
 .cf-muted { opacity: 0.75; }
 .cf-run { align-items: center; }
 .cf-scroll { overflow-x: auto; }
-.cf-scroll table.cf-table { width: 100%; border-collapse: collapse; border: 0 !important; font-size: 0.85rem; margin: 0; }
+.cf-scroll table.cf-table {
+    width: 100%; border-collapse: collapse; border: 0 !important; font-size: 0.85rem; margin: 0;
+}
 .cf-scroll .cf-table th, .cf-scroll .cf-table td {
     padding: 0.25rem 0.6rem; text-align: left; font-weight: 400;
     border: 0 !important; border-bottom: 1px solid #8884 !important;
 }
+.cf-scroll .cf-table thead, .cf-scroll .cf-table tbody, .cf-scroll .cf-table tr { border: 0 !important; }
 .cf-scroll .cf-table thead th { font-weight: 600; vertical-align: bottom; }
 .cf-scroll .cf-table td { min-width: 5rem; font-variant-numeric: tabular-nums; }
 .cf-table td > i { display: block; height: 0.3rem; background: #3b6ea5; border-radius: 2px; min-width: 1px; }
 .cf-classes .wrap { flex-direction: column; gap: 0.25rem; }
 .cf-classes label { width: 100%; }
 """
+
+
+def title(name: str) -> str:
+    """The name of a network for the page."""
+    return "SqueezeNet 1.1 (bundled)" if name == BUNDLED else name
 
 
 def note(text: str, error: bool = False) -> str:
@@ -77,7 +86,7 @@ def price(known: tuple[Cost, float] | None) -> str:
 def spent(explanations: Sequence[Explanation]) -> str:
     """What maps took."""
     samples, seconds = sum(one.forward_samples for one in explanations), sum(one.seconds for one in explanations)
-    return f"{samples} forward sample{'' if samples == 1 else 's'}, {seconds:.1f} s"
+    return f"It took {samples} forward sample{'' if samples == 1 else 's'} and {seconds:.1f} s"
 
 
 def caption(one: Explanation, names: Sequence[str]) -> str:
