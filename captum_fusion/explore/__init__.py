@@ -81,7 +81,10 @@ def explore(
     loaded, source = sources.of_any(model, weights, preprocess)
     loaded = sources.with_classes(loaded, classes)
     session = Session(loaded, source, layer, score_fn)
-    return page.serve(session, sources.examples(images, loaded.name), recipes.checked(methods), **launch)
+    blocks: gradio.Blocks = page.serve(
+        session, sources.examples(images, loaded.name), recipes.checked(methods), **launch
+    )
+    return blocks
 
 
 def load_page() -> ModuleType:

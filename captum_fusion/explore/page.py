@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -35,7 +38,6 @@ SLOW = 0.25
 LARGEST = "20mb"
 
 _STEPS = 4
-_COLUMN = {"min_width": 240}
 
 
 @dataclass
@@ -43,22 +45,22 @@ class Visitor:
     """What belongs to one open page.
 
     Attributes:
+        folder: For files to download.
         picture: The picture.
         explanations: The maps that are shown.
         drawn: Their drawings.
         wanted: The number of the newest run.
         cancelled: The number of the newest run that was cancelled.
         finished: The number of the newest run that ended.
-        folder: Files to download.
     """
 
+    folder: Path
     picture: Picture | None = None
     explanations: list[Explanation] = field(default_factory=list)
     drawn: list[Image.Image] = field(default_factory=list)
     wanted: int = 0
-    cancelled: int = 0
+    cancelled: int = -1
     finished: int = 0
-    folder: Any = field(default_factory=lambda: tempfile.TemporaryDirectory(prefix="captum_fusion_"))
 
 
 class Page:
@@ -74,12 +76,17 @@ class Page:
         self.session, self.examples, self.specs = session, examples, list(specs)[:PANELS]
         self._offered = list(dict.fromkeys([*specs, FIRST, *METHODS]))
         self._visitors: dict[str, Visitor] = {}
+        self._folder = Path(tempfile.mkdtemp(prefix="captum_fusion_"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     # ----------------------------------------------------------------------------------------------------- the parts
 
     def blocks(self) -> gr.Blocks:
         """Build the page."""
-        with gr.Blocks(title="captum_fusion explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        blocks: gr.Blocks = gr.Blocks(
+            title="captum_fusion explorer", analytics_enabled=False, delete_cache=(3600, 3600)
+        )
+        with blocks:
             gr.Markdown(
                 "## Why this class?\n"
                 "Choose a picture and a class. The map shows which parts of the picture the network's decision is "
@@ -102,9 +109,14 @@ class Page:
 
     def _build_picture(self) -> None:
         self.image = gr.Image(
-            label="Picture: drop, paste or upload yours", type="filepath", image_mode=None, height=230, sources=["upload", "clipboard"], buttons=[],
+            label="Picture: drop, paste or upload yours",
+            type="filepath",
+            image_mode=None,
+            height=230,
+            sources=["upload", "clipboard"],
+            buttons=[],
             elem_id="picture",
-        )  # fmt: skip
+        )
         thumbnails = []
         for example in self.examples:
             with Image.open(example.path) as opened:
@@ -157,9 +169,9 @@ class Page:
 
     def _build_panels(self) -> None:
         self.panels: list[tuple[gr.Column, gr.Image, gr.HTML]] = []
-        with gr.Row():
+        with gr.Row(elem_classes="cf-maps"):
             for i in range(PANELS):
-                with gr.Column(visible=i == 0, **_COLUMN) as column:
+                with gr.Column(visible=i == 0, min_width=240) as column:
                     image = gr.Image(
                         show_label=False, interactive=False, format="jpeg", buttons=["fullscreen"], height=420,
                         elem_id=f"map{i}", alt_text="The picture with the map over it",
@@ -184,17 +196,19 @@ class Page:
                 0, 1, Display().alpha, step=0.05, label="Opacity", min_width=220, scale=2, elem_id="alpha"
             )
             self.threshold = gr.Slider(
-                0, 1, 0, step=0.05, label="Hide values below", min_width=220, scale=2, elem_id="threshold"
+                0, 1, 0, step=0.05, label="Hide values below", min_width=260, scale=2, elem_id="threshold"
             )
             self.cmap = gr.Dropdown(
                 list(drawing.CMAPS), value=drawing.CMAPS[0], label="Colours", scale=1, min_width=120, elem_id="cmap"
             )
-        self.display = [self.mode, self.alpha, self.cmap, self.threshold, self.shared]
+        self.display: list[Any] = [self.mode, self.alpha, self.cmap, self.threshold, self.shared]
 
     def _build_ask(self) -> None:
         with gr.Tab("Ask the network"):
             with gr.Row():
-                self.share = gr.Slider(5, 95, 30, step=5, label="Highlighted part, % of the picture", elem_id="share")
+                self.share = gr.Slider(
+                    5, 95, 30, step=5, label="Highlighted part, % of the picture", min_width=260, elem_id="share"
+                )
                 self.fill = gr.Radio(
                     [("grey", "mean"), ("blur", "blur")], value="mean", label="Hide with", elem_id="fill"
                 )
@@ -252,7 +266,7 @@ class Page:
         opened = [self.image, self.note, self.target, self.rival, self.other, self.methods, self.editor, self.brushed]
         drawn: list[Any] = [part for panel in self.panels for part in panel]
         drawn += [part for step in self.steps for part in step] + [self.steps_note, self.asked]
-        asking = [self.share, self.fill, self.asked]
+        asking: list[Any] = [self.share, self.fill, self.asked]
         answered = [self.only, self.without, self.answer]
 
         def show(event: Any) -> None:
@@ -279,7 +293,8 @@ class Page:
         added = self.other.input(self._begin, **begin)
         added = added.then(self._add_class, [self.other, self.target], [self.target, self.other], **quiet)
         run(added, self._run_if_quick)
-        changed = [part.input for part in (self.target, self.rival, self.methods, self.gradient, self.region)]
+        choices: list[Any] = [self.target, self.rival, self.methods, self.gradient, self.region]
+        changed = [part.input for part in choices]
         run(gr.on(changed, self._begin, **begin), self._run_if_quick)
         layer = self.layer.input(self._begin, **begin)
         run(layer.then(self._layer_changed, [self.layer], [self.methods], **quiet), self._run_if_quick)
@@ -296,13 +311,16 @@ class Page:
         blocks.unload(self._leave)
 
     def _visitor(self, request: gr.Request) -> Visitor:
-        return self._visitors.setdefault(str(request.session_hash), Visitor())
+        key = str(request.session_hash)
+        if key not in self._visitors:
+            self._visitors[key] = Visitor(Path(tempfile.mkdtemp(dir=self._folder)))
+        return self._visitors[key]
 
     def _leave(self, request: gr.Request) -> None:
         visitor = self._visitors.pop(str(request.session_hash), None)
         if visitor is not None:
             visitor.wanted += 1
-            visitor.folder.cleanup()
+            shutil.rmtree(visitor.folder, ignore_errors=True)
 
     def _begin(self, request: gr.Request) -> tuple[Any, Any]:
         """Order a run; one that goes on ends."""
@@ -503,7 +521,7 @@ class Page:
         mask = top_share(one.heat, share / 100)
         columns = {
             "Whole picture": picture.scores,
-            "Only the highlighted part": self.session.ask(picture, mask, fill),
+            "Highlighted part only": self.session.ask(picture, mask, fill),
             "Highlighted part hidden": self.session.ask(picture, 1 - mask, fill),
         }
         views = drawing.masked(picture.view, mask), drawing.masked(picture.view, 1 - mask)
@@ -546,7 +564,7 @@ class Page:
         }
         values = []
         for name, content in files.items():
-            path = Path(visitor.folder.name) / name
+            path = visitor.folder / name
             path.write_bytes(content)
             values.append(gr.DownloadButton(value=str(path), interactive=True))
         return values
@@ -616,7 +634,7 @@ def _painted(edited: dict[str, Any] | None, size: tuple[int, ...] | None) -> Ten
     mask = torch.zeros(size)
     for layer in edited.get("layers") or []:
         alpha = layer.convert("RGBA").getchannel("A").resize((size[1], size[0]), Image.Resampling.BOX)
-        mask = torch.maximum(mask, (torch.tensor(list(alpha.getdata())).reshape(size) > 64).float())
+        mask = torch.maximum(mask, torch.from_numpy(np.asarray(alpha) > 64).float())
     return mask if mask.any() else None
 
 

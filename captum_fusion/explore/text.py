@@ -26,15 +26,16 @@ CSS = """
     width: 100%; border-collapse: collapse; border: 0 !important; font-size: 0.85rem; margin: 0;
 }
 .cf-scroll .cf-table th, .cf-scroll .cf-table td {
-    padding: 0.25rem 0.6rem; text-align: left; font-weight: 400;
+    padding: 0.25rem 0.4rem; text-align: left; font-weight: 400;
     border: 0 !important; border-bottom: 1px solid #8884 !important;
 }
 .cf-scroll .cf-table thead, .cf-scroll .cf-table tbody, .cf-scroll .cf-table tr { border: 0 !important; }
 .cf-scroll .cf-table thead th { font-weight: 600; vertical-align: bottom; }
-.cf-scroll .cf-table td { min-width: 5rem; font-variant-numeric: tabular-nums; }
+.cf-scroll .cf-table td { min-width: 3.5rem; font-variant-numeric: tabular-nums; }
 .cf-table td > i { display: block; height: 0.3rem; background: #3b6ea5; border-radius: 2px; min-width: 1px; }
 .cf-classes .wrap { flex-direction: column; gap: 0.25rem; }
 .cf-classes label { width: 100%; }
+@media (max-width: 700px) { .cf-maps { order: -1; } }
 """
 
 
