@@ -58,9 +58,10 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def visit(browser: Any, address: str) -> Iterator[Any]:
     """The page, with the first map drawn. It asks no other server for anything."""
+    sync_api.expect.set_options(timeout=PATIENCE)
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(PATIENCE)
     hosts: set[str] = set()
@@ -75,8 +76,14 @@ def visit(browser: Any, address: str) -> Iterator[Any]:
 def settle(page: Any, *captions: str) -> None:
     """Wait until the run has ended and the maps are drawn."""
     for i, caption in enumerate(captions):
-        sync_api.expect(page.locator(f"#caption{i}")).to_contain_text(caption, timeout=PATIENCE)
-    sync_api.expect(page.locator("#explain")).to_be_enabled(timeout=PATIENCE)
+        sync_api.expect(page.locator(f"#caption{i}")).to_contain_text(caption)
+    sync_api.expect(page.locator("#explain")).to_be_enabled()
+
+
+def give(page: Any, file: Path) -> None:
+    """Upload a file."""
+    page.locator("#picture button[aria-label='Remove Image']").click()
+    page.locator("#picture input[type=file]").set_input_files(file)
 
 
 def choose(page: Any, name: str, text: str, option: str) -> None:
@@ -91,8 +98,7 @@ def test_a_visitor_explores_an_upload(visit: Any, tmp_path: Path) -> None:
     upload = tmp_path / "mine.png"
     with Image.open(digits.scene_path("four_and_six")) as scene:
         scene.resize((192, 192)).save(upload)
-    visit.locator("#picture button[aria-label='Clear']").click()
-    visit.locator("#picture input[type=file]").set_input_files(upload)
+    give(visit, upload)
     sync_api.expect(visit.locator("#note")).to_contain_text("mine.png: 192 x 192 pixels")
     settle(visit, "grad-cam: six")
     visit.locator("#target label", has_text="four").click()
@@ -147,16 +153,19 @@ def test_a_part_is_brushed_away(visit: Any) -> None:
 
 
 def test_the_network_is_asked_and_mistakes_get_one_line(visit: Any, tmp_path: Path) -> None:
+    visit.get_by_role("tab", name="Ask the network").click()
     sync_api.expect(visit.locator("#answer")).to_contain_text("Highlighted part hidden")
-    assert visit.locator("#only img").is_visible()
+    sync_api.expect(visit.locator("#only img")).to_be_visible()
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    visit.locator("#picture button[aria-label='Clear']").click()
-    visit.locator("#picture input[type=file]").set_input_files(broken)
-    sync_api.expect(visit.locator("body")).to_contain_text("broken.png")
+    give(visit, broken)
+    sync_api.expect(visit.locator("#note")).to_have_text("broken.png is not an image")
+    visit.locator("#examples button").nth(1).click()
+    settle(visit, "grad-cam")
+    sync_api.expect(visit.locator("#note")).to_contain_text("96 x 96 pixels")
     choose(visit, "layer", "stage2 (", "stage2 (")
     settle(visit, "grad-cam")
-    choose(visit, "methods", "cam (1", "cam (1 sample")
+    sync_api.expect(visit.locator("#layer input")).to_have_value("stage2 (48 x 24 x 24)")
 
 
 def test_a_narrow_window_shows_everything(visit: Any) -> None:

@@ -117,6 +117,8 @@ class Page:
             buttons=[],
             elem_id="picture",
         )
+        # Gradio would decode the file itself, and answer a broken one with its traceback.
+        vars(self.image)["preprocess"] = lambda payload: None if payload is None else payload.path
         thumbnails = []
         for example in self.examples:
             with Image.open(example.path) as opened:
