@@ -133,9 +133,7 @@ class Page:
             [], label="What the network sees; click a class to explain it", elem_classes="cf-classes", elem_id="target"
         )
         names = [(name, index) for index, name in enumerate(self.session.class_names)]
-        self.rival = gr.Dropdown(
-            [("(no other class)", -1), *names], value=-1, label="... rather than", filterable=True, elem_id="rival"
-        )
+        self.rival = gr.Dropdown(self._rivals([]), value=-1, label="... rather than", filterable=True, elem_id="rival")
         self.other = gr.Dropdown(names, value=None, label="Explain any other class", elem_id="other")
 
     def _build_method(self) -> None:
@@ -367,12 +365,18 @@ class Page:
             picture.view,
             text.note(remark),
             gr.Radio(self._class_choices(picture, top), value=top[0]),
-            -1,
+            gr.Dropdown(self._rivals(top), value=-1),
             None,
             gr.Dropdown(self._method_choices(picture, "")),
             picture.view,
             "",
         ]
+
+    def _rivals(self, first: Sequence[int]) -> list[tuple[str, int]]:
+        """The classes to compare with, some of them first."""
+        names = self.session.class_names
+        indices = dict.fromkeys([*first, *range(len(names))])
+        return [("(no other class)", -1), *((names[index], index) for index in indices)]
 
     def _class_choices(self, picture: Picture, indices: Sequence[int]) -> list[tuple[str, int]]:
         names = self.session.class_names
