@@ -532,6 +532,9 @@ def test_a_visitor_sees_one_line_for_each_mistake(page: Any, tmp_path: Path) -> 
     assert "notes.txt is not an image" in page._open_upload(str(bad), request)[1]
     assert page._open_upload(None, request)
     page._open_first(request)
+    page._pick(SimpleNamespace(index=1), request)
+    assert page._visitor(request).wanted == 1
+    assert page.examples[1].path.name in page._open_example(request)[1]
     run: Callable[..., str] = page._run
     assert "cf-error" in run(4, 4, ["grad-cam"], "stage4", "", "", request, silent)
     assert "Choose a method" in run(4, -1, [], "stage4", "", "", request, silent)

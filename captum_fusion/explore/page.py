@@ -47,6 +47,7 @@ class Visitor:
     Attributes:
         folder: For files to download.
         picture: The picture.
+        example: The number of the example that was picked.
         explanations: The maps that are shown.
         drawn: Their drawings.
         wanted: The number of the newest run.
@@ -56,6 +57,7 @@ class Visitor:
 
     folder: Path
     picture: Picture | None = None
+    example: int = 0
     explanations: list[Explanation] = field(default_factory=list)
     drawn: list[Image.Image] = field(default_factory=list)
     wanted: int = 0
@@ -284,12 +286,12 @@ class Page:
 
         begin: dict[str, Any] = {"outputs": [self.explain, self.cancel], "queue": False, **quiet}
         network: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, **quiet}
-        for event, function, inputs in (
-            (blocks.load, self._open_first, None),
-            (self.gallery.select, self._open_example, None),
-            (self.image.upload, self._open_upload, [self.image]),
+        for event, start, function, inputs in (
+            (blocks.load, self._begin, self._open_first, None),
+            (self.gallery.select, self._pick, self._open_example, None),
+            (self.image.upload, self._begin, self._open_upload, [self.image]),
         ):
-            run(event(self._begin, **begin).then(function, inputs, opened, **network), self._run_if_quick)
+            run(event(start, **begin).then(function, inputs, opened, **network), self._run_if_quick)
         added = self.other.input(self._begin, **begin)
         added = added.then(self._add_class, [self.other, self.target], [self.target, self.other], **quiet)
         run(added, self._run_if_quick)
@@ -342,8 +344,13 @@ class Page:
     def _open_first(self, request: gr.Request) -> list[Any]:
         return self._open(self.examples[0], request) if self.examples else [gr.skip()] * 8
 
-    def _open_example(self, chosen: gr.SelectData, request: gr.Request) -> list[Any]:
-        return self._open(self.examples[chosen.index], request)
+    def _pick(self, chosen: gr.SelectData, request: gr.Request) -> tuple[Any, Any]:
+        """Note the picked example: only the first handler of an event is told what was selected."""
+        self._visitor(request).example = chosen.index
+        return self._begin(request)
+
+    def _open_example(self, request: gr.Request) -> list[Any]:
+        return self._open(self.examples[self._visitor(request).example], request)
 
     def _open_upload(self, path: str | None, request: gr.Request) -> list[Any]:
         return [gr.skip()] * 8 if path is None else self._open(Example(Path(path)), request)
