@@ -6,6 +6,9 @@ import argparse
 from typing import Any
 
 from captum_fusion._commands.common import CommandError, add_network, add_score_fn
+from captum_fusion.attr.catalog import METHODS
+from captum_fusion.evaluation import methods
+from captum_fusion.explore.recipes import FIRST, PANELS, checked
 from captum_fusion.models import BUNDLED, first_line
 
 
@@ -21,6 +24,15 @@ def add(commands: Any) -> None:
     add_network(parser)
     parser.set_defaults(model=BUNDLED)
     what = parser.add_argument_group("the explanation")
+    what.add_argument(
+        "--methods",
+        "--method",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help=f"names from 'captum-fusion methods', with options (fusion-cam:theta=20), separated by spaces or commas; "
+        f"the page starts with the first {PANELS} (default: {FIRST})",
+    )
     what.add_argument("--layer", metavar="LAYER", help="dotted name (default: the last convolutional stage)")
     add_score_fn(what)
     page = parser.add_argument_group("the page")
@@ -52,6 +64,7 @@ def start(options: argparse.Namespace) -> Any:
 
     try:
         page = load_page()
+        specs = checked(methods.split(options.methods, METHODS))
         loaded, source = sources.of_name(options.model, options.weights, options.classes, options.whole_image)
         session = Session(sources.moved(loaded, options.device), source, options.layer, options.score_fn)
         examples = sources.examples(options.images, options.model)
@@ -61,6 +74,7 @@ def start(options: argparse.Namespace) -> Any:
         blocks = page.serve(
             session,
             examples,
+            specs,
             server_name="127.0.0.1",
             server_port=options.port,
             share=options.share,

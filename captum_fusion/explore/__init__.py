@@ -30,6 +30,7 @@ def explore(
     preprocess: Callable[[Image.Image], Tensor] | None = None,
     classes: Sequence[str] | None = None,
     *,
+    methods: Sequence[str] = (),
     images: Sequence[str] = (),
     weights: str | None = None,
     score_fn: str | None = None,
@@ -49,6 +50,9 @@ def explore(
             Default: None (224 x 224 pixels, ImageNet's normalisation)
         classes (sequence of str, optional): Names of the classes.
             Default: None (those of the weights, where they are known)
+        methods (sequence of str, optional): The methods of the first screen, with options
+            (``"fusion-cam:theta=20"``), at most four side by side.
+            Default: () (a quick fusion)
         images (sequence of str, optional): Picture files to choose from.
             Default: () (the bundled pictures)
         weights (str, optional): For a name: as in :func:`captum_fusion.models.load_model`.
@@ -70,14 +74,17 @@ def explore(
         >>> page = explore("bundled", prevent_thread_lock=True)  # doctest: +SKIP
         >>> page.close()  # doctest: +SKIP
     """
-    from captum_fusion.explore import sources
+    from captum_fusion.explore import recipes, sources
     from captum_fusion.explore.session import Session
 
     page = load_page()
     loaded, source = sources.of_any(model, weights, preprocess)
     loaded = sources.with_classes(loaded, classes)
     session = Session(loaded, source, layer, score_fn)
-    return page.serve(session, sources.examples(images, loaded.name), **launch)
+    blocks: gradio.Blocks = page.serve(
+        session, sources.examples(images, loaded.name), recipes.checked(methods), **launch
+    )
+    return blocks
 
 
 def load_page() -> ModuleType:

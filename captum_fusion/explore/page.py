@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_fusion import functional
+from captum_fusion import functional, shared_work
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.evaluation import methods
 from captum_fusion.explore import bundle, drawing, text
 from captum_fusion.explore.drawing import Display
 from captum_fusion.explore.pictures import Picture
-from captum_fusion.explore.recipes import COMPONENTS, Recipe
+from captum_fusion.explore.recipes import COMPONENTS, FIRST, PANELS, Recipe
 from captum_fusion.explore.session import CancelledError, Explanation, Question, Session, Watch, top_share
 from captum_fusion.explore.sources import Example
-
-#: The most methods side by side.
-PANELS = 4
-
-#: The method of the first screen, which is quick.
-FIRST = "fusion-cam:max_evaluations=64"
+from captum_fusion.visualization import MODES
 
 #: Runs that take longer, in seconds, wait for the button.
-QUICK = 6.0
+QUICK = 20.0
+
+#: Where a forward sample takes longer, in seconds, the first screen has a gradient method.
+SLOW = 0.25
 
 #: The largest upload.
 LARGEST = "20mb"
 
 _STEPS = 4
-_COLUMN = {"min_width": 240}
 
 
 @dataclass
@@ -45,22 +45,24 @@ class Visitor:
     """What belongs to one open page.
 
     Attributes:
+        folder: For files to download.
         picture: The picture.
+        example: The number of the example that was picked.
         explanations: The maps that are shown.
         drawn: Their drawings.
         wanted: The number of the newest run.
         cancelled: The number of the newest run that was cancelled.
         finished: The number of the newest run that ended.
-        folder: Files to download.
     """
 
+    folder: Path
     picture: Picture | None = None
+    example: int = 0
     explanations: list[Explanation] = field(default_factory=list)
     drawn: list[Image.Image] = field(default_factory=list)
     wanted: int = 0
-    cancelled: int = 0
+    cancelled: int = -1
     finished: int = 0
-    folder: Any = field(default_factory=lambda: tempfile.TemporaryDirectory(prefix="captum_fusion_"))
 
 
 class Page:
@@ -69,21 +71,28 @@ class Page:
     Args:
         session (Session): The network.
         examples (sequence of Example): The pictures to choose from.
+        specs (sequence of str): The methods of the first screen.
     """
 
-    def __init__(self, session: Session, examples: Sequence[Example]) -> None:
-        self.session, self.examples = session, examples
+    def __init__(self, session: Session, examples: Sequence[Example], specs: Sequence[str]) -> None:
+        self.session, self.examples, self.specs = session, examples, list(specs)[:PANELS]
+        self._offered = list(dict.fromkeys([*specs, FIRST, *METHODS]))
         self._visitors: dict[str, Visitor] = {}
+        self._folder = Path(tempfile.mkdtemp(prefix="captum_fusion_"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     # ----------------------------------------------------------------------------------------------------- the parts
 
     def blocks(self) -> gr.Blocks:
         """Build the page."""
-        with gr.Blocks(title="captum_fusion explorer", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        blocks: gr.Blocks = gr.Blocks(
+            title="captum_fusion explorer", analytics_enabled=False, delete_cache=(3600, 3600)
+        )
+        with blocks:
             gr.Markdown(
                 "## Why this class?\n"
                 "Choose a picture and a class. The map shows which parts of the picture the network's decision is "
-                f"based on. Network: **{self.session.loaded.name}**."
+                f"based on. Network: **{text.title(self.session.loaded.name)}**."
             )
             with gr.Row():
                 with gr.Column(scale=3, min_width=300):
@@ -102,84 +111,106 @@ class Page:
 
     def _build_picture(self) -> None:
         self.image = gr.Image(
-            label="Picture", type="filepath", image_mode=None, height=230, sources=["upload", "clipboard"], buttons=[],
+            label="Picture: drop, paste or upload yours",
+            type="filepath",
+            image_mode=None,
+            height=230,
+            sources=["upload", "clipboard"],
+            buttons=[],
             elem_id="picture",
-        )  # fmt: skip
+        )
+        # Gradio would decode the file itself, and answer a broken one with its traceback.
+        vars(self.image)["preprocess"] = lambda payload: None if payload is None else payload.path
         thumbnails = []
         for example in self.examples:
             with Image.open(example.path) as opened:
                 opened.thumbnail((240, 240))
-                thumbnails.append((opened.convert("RGB"), example.credit or None))
+                thumbnails.append(opened.convert("RGB"))
         self.gallery = gr.Gallery(
-            thumbnails, label="Pictures to try", columns=4, height=120, allow_preview=False, object_fit="cover",
+            thumbnails, show_label=False, columns=4, height=120, allow_preview=False, object_fit="cover",
             buttons=[], interactive=False, visible=bool(thumbnails), elem_id="examples",
         )  # fmt: skip
-        self.note = gr.HTML(elem_id="note")
+        self.note = gr.HTML(elem_id="note", padding=False)
         self.target = gr.Radio(
             [], label="What the network sees; click a class to explain it", elem_classes="cf-classes", elem_id="target"
         )
         names = [(name, index) for index, name in enumerate(self.session.class_names)]
-        self.rival = gr.Dropdown(
-            [("(no other class)", -1), *names], value=-1, label="... rather than", filterable=True, elem_id="rival"
-        )
+        self.rival = gr.Dropdown(self._rivals([]), value=-1, label="... rather than", filterable=True, elem_id="rival")
         self.other = gr.Dropdown(names, value=None, label="Explain any other class", elem_id="other")
 
     def _build_method(self) -> None:
         session = self.session
         with gr.Row():
             self.methods = gr.Dropdown(
-                self._method_choices(None, ""), value=[FIRST], multiselect=True, max_choices=PANELS,
-                allow_custom_value=True, label=f"Methods (up to {PANELS} side by side)", scale=3, elem_id="methods",
-            )  # fmt: skip
+                self._method_choices(None, ""),
+                value=self.specs,
+                multiselect=True,
+                max_choices=PANELS,
+                label=f"Methods (up to {PANELS} side by side)",
+                scale=3,
+                min_width=260,
+                elem_id="methods",
+            )
             shapes = {session.layer: session.layers.get(session.layer), **session.layers}
-            layers = [
-                (f"{name} ({' x '.join(map(str, shape))})" if shape else name, name) for name, shape in shapes.items()
-            ]
-            self.layer = gr.Dropdown(layers, value=session.layer, label="Layer", scale=2, elem_id="layer")
-        with gr.Row(visible=True) as self.components:
+            layers = [(f"{n} ({' x '.join(map(str, shape))})" if shape else n, n) for n, shape in shapes.items()]
+            self.layer = gr.Dropdown(
+                layers, value=session.layer, label="Layer", scale=2, min_width=260, elem_id="layer"
+            )
+        with gr.Accordion("Components of the fusion", open=False) as self.components, gr.Row():
             own = ("(the method's own)", "")
             self.gradient = gr.Dropdown(
-                [own, *_names("gradient")], value="", label="Gradient part of the fusion", elem_id="gradient"
+                [own, *_names("gradient")], value="", label="Gradient map", min_width=240, elem_id="gradient"
             )
             self.region = gr.Dropdown(
-                [own, *_names("region", "activation")], value="", label="Region part of the fusion", elem_id="region"
+                [own, *_names("region", "activation")], value="", label="Region map", min_width=240, elem_id="region"
             )
-        with gr.Row(equal_height=True):
-            self.status = gr.HTML(elem_id="status", min_height=28)
-            self.explain = gr.Button("Explain", variant="primary", scale=0, min_width=120, elem_id="explain")
-            self.cancel = gr.Button("Cancel", scale=0, min_width=120, interactive=False, elem_id="cancel")
+        with gr.Row(elem_classes="cf-run"):
+            self.status = gr.HTML(elem_id="status", min_height=24, padding=False)
+            self.explain = gr.Button("Explain", variant="primary", size="md", scale=0, min_width=110, elem_id="explain")
+            self.cancel = gr.Button("Cancel", size="md", scale=0, min_width=110, interactive=False, elem_id="cancel")
 
     def _build_panels(self) -> None:
         self.panels: list[tuple[gr.Column, gr.Image, gr.HTML]] = []
-        with gr.Row():
+        with gr.Row(elem_classes="cf-maps"):
             for i in range(PANELS):
-                with gr.Column(visible=i == 0, **_COLUMN) as column:
+                with gr.Column(visible=i == 0, min_width=240) as column:
                     image = gr.Image(
                         show_label=False, interactive=False, format="jpeg", buttons=["fullscreen"], height=420,
                         elem_id=f"map{i}", alt_text="The picture with the map over it",
                     )  # fmt: skip
-                    caption = gr.HTML(elem_id=f"caption{i}")
+                    caption = gr.HTML(elem_id=f"caption{i}", padding=False)
                 self.panels.append((column, image, caption))
 
     def _build_display(self) -> None:
         with gr.Row():
-            self.mode = gr.Radio(list(drawing.MODES), value=drawing.MODES[0], label="Show as", elem_id="mode", scale=3)
+            modes = [(mode.replace("_", " "), mode) for mode in MODES]
+            self.mode = gr.Radio(modes, value=MODES[0], label="Show as", elem_id="mode", scale=5, min_width=260)
             self.shared = gr.Radio(
-                [("one for each map", False), ("one for all maps", True)], value=False, label="Scale",
-                info="For all: one colour is the same share of the map", elem_id="shared", scale=3,
-            )  # fmt: skip
-            self.cmap = gr.Dropdown(
-                list(drawing.CMAPS), value=drawing.CMAPS[0], label="Colours", scale=1, min_width=120
+                [("each map its own", False), ("the same for all", True)],
+                value=False,
+                label="Scale (the same: one colour is one share of a map)",
+                elem_id="shared",
+                scale=4,
+                min_width=260,
             )
         with gr.Row():
-            self.alpha = gr.Slider(0, 1, Display().alpha, step=0.05, label="Opacity", elem_id="alpha")
-            self.threshold = gr.Slider(0, 1, 0, step=0.05, label="Hide values below", elem_id="threshold")
-        self.display = [self.mode, self.alpha, self.cmap, self.threshold, self.shared]
+            self.alpha = gr.Slider(
+                0, 1, Display().alpha, step=0.05, label="Opacity", min_width=220, scale=2, elem_id="alpha"
+            )
+            self.threshold = gr.Slider(
+                0, 1, 0, step=0.05, label="Hide values below", min_width=260, scale=2, elem_id="threshold"
+            )
+            self.cmap = gr.Dropdown(
+                list(drawing.CMAPS), value=drawing.CMAPS[0], label="Colours", scale=1, min_width=120, elem_id="cmap"
+            )
+        self.display: list[Any] = [self.mode, self.alpha, self.cmap, self.threshold, self.shared]
 
     def _build_ask(self) -> None:
         with gr.Tab("Ask the network"):
             with gr.Row():
-                self.share = gr.Slider(5, 95, 30, step=5, label="Highlighted part, % of the picture", elem_id="share")
+                self.share = gr.Slider(
+                    5, 95, 30, step=5, label="Highlighted part, % of the picture", min_width=260, elem_id="share"
+                )
                 self.fill = gr.Radio(
                     [("grey", "mean"), ("blur", "blur")], value="mean", label="Hide with", elem_id="fill"
                 )
@@ -187,7 +218,7 @@ class Page:
             with gr.Row():
                 self.only = gr.Image(label="Only the highlighted part", **_still("only"))
                 self.without = gr.Image(label="The highlighted part hidden", **_still("without"))
-            self.answer = gr.HTML(elem_id="answer")
+            self.answer = gr.HTML(elem_id="answer", padding=False)
 
     def _build_brush(self) -> None:
         with gr.Tab("Brush a part away"):
@@ -201,28 +232,33 @@ class Page:
                     )  # fmt: skip
                 with gr.Column(scale=2, min_width=300):
                     self.brush = gr.Button("Ask without the painted part", variant="primary", elem_id="brush")
-                    self.brushed = gr.HTML(elem_id="brushed")
+                    self.brushed = gr.HTML(elem_id="brushed", padding=False)
 
     def _build_steps(self) -> None:
         with gr.Tab("Steps of the fusion"):
-            self.steps_note = gr.HTML(elem_id="steps_note")
+            self.steps_note = gr.HTML(elem_id="steps_note", padding=False)
             self.steps: list[tuple[gr.Image, gr.HTML]] = []
             with gr.Row():
                 for i in range(_STEPS):
                     with gr.Column(min_width=150):
                         image = gr.Image(show_label=False, visible=False, **_still(f"step{i}", 230))
-                        self.steps.append((image, gr.HTML(elem_id=f"stepcaption{i}")))
+                        self.steps.append((image, gr.HTML(elem_id=f"stepcaption{i}", padding=False)))
 
     def _build_downloads(self) -> None:
-        with gr.Tab("Download"), gr.Row():
-            self.downloads = [
-                gr.DownloadButton(label, interactive=False, elem_id=f"download_{key}", min_width=200)
-                for key, label in (
-                    ("picture", "Picture (.png)"),
-                    ("map", "Map (.npy)"),
-                    ("bundle", "Bundle: maps, manifest and the code that makes them again (.zip)"),
-                )
-            ]
+        with gr.Tab("Download"):
+            gr.Markdown(
+                "The bundle has the picture, the maps, a manifest (network, layer, class, method, options, versions) "
+                "and the Python lines that make the maps again."
+            )
+            with gr.Row():
+                self.downloads = [
+                    gr.DownloadButton(label, interactive=False, elem_id=f"download_{key}", min_width=200)
+                    for key, label in (
+                        ("picture", "Picture (.png)"),
+                        ("map", "Map (.npy)"),
+                        ("bundle", "Bundle (.zip)"),
+                    )
+                ]
 
     # ---------------------------------------------------------------------------------------------------- the wiring
 
@@ -232,7 +268,7 @@ class Page:
         opened = [self.image, self.note, self.target, self.rival, self.other, self.methods, self.editor, self.brushed]
         drawn: list[Any] = [part for panel in self.panels for part in panel]
         drawn += [part for step in self.steps for part in step] + [self.steps_note, self.asked]
-        asking = [self.share, self.fill, self.asked]
+        asking: list[Any] = [self.share, self.fill, self.asked]
         answered = [self.only, self.without, self.answer]
 
         def show(event: Any) -> None:
@@ -250,16 +286,17 @@ class Page:
 
         begin: dict[str, Any] = {"outputs": [self.explain, self.cancel], "queue": False, **quiet}
         network: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, **quiet}
-        for event, function, inputs in (
-            (blocks.load, self._open_first, None),
-            (self.gallery.select, self._open_example, None),
-            (self.image.upload, self._open_upload, [self.image]),
+        for event, start, function, inputs in (
+            (blocks.load, self._begin, self._open_first, None),
+            (self.gallery.select, self._pick, self._open_example, None),
+            (self.image.upload, self._begin, self._open_upload, [self.image]),
         ):
-            run(event(self._begin, **begin).then(function, inputs, opened, **network), self._run_if_quick)
+            run(event(start, **begin).then(function, inputs, opened, **network), self._run_if_quick)
         added = self.other.input(self._begin, **begin)
         added = added.then(self._add_class, [self.other, self.target], [self.target, self.other], **quiet)
         run(added, self._run_if_quick)
-        changed = [part.input for part in (self.target, self.rival, self.methods, self.gradient, self.region)]
+        choices: list[Any] = [self.target, self.rival, self.methods, self.gradient, self.region]
+        changed = [part.input for part in choices]
         run(gr.on(changed, self._begin, **begin), self._run_if_quick)
         layer = self.layer.input(self._begin, **begin)
         run(layer.then(self._layer_changed, [self.layer], [self.methods], **quiet), self._run_if_quick)
@@ -276,13 +313,16 @@ class Page:
         blocks.unload(self._leave)
 
     def _visitor(self, request: gr.Request) -> Visitor:
-        return self._visitors.setdefault(str(request.session_hash), Visitor())
+        key = str(request.session_hash)
+        if key not in self._visitors:
+            self._visitors[key] = Visitor(Path(tempfile.mkdtemp(dir=self._folder)))
+        return self._visitors[key]
 
     def _leave(self, request: gr.Request) -> None:
         visitor = self._visitors.pop(str(request.session_hash), None)
         if visitor is not None:
             visitor.wanted += 1
-            visitor.folder.cleanup()
+            shutil.rmtree(visitor.folder, ignore_errors=True)
 
     def _begin(self, request: gr.Request) -> tuple[Any, Any]:
         """Order a run; one that goes on ends."""
@@ -302,18 +342,23 @@ class Page:
     # --------------------------------------------------------------------------------------------------- the picture
 
     def _open_first(self, request: gr.Request) -> list[Any]:
-        return self._open(self.examples[0].path, request) if self.examples else [gr.skip()] * 8
+        return self._open(self.examples[0], request) if self.examples else [gr.skip()] * 8
 
-    def _open_example(self, chosen: gr.SelectData, request: gr.Request) -> list[Any]:
-        return self._open(self.examples[chosen.index].path, request)
+    def _pick(self, chosen: gr.SelectData, request: gr.Request) -> tuple[Any, Any]:
+        """Note the picked example: only the first handler of an event is told what was selected."""
+        self._visitor(request).example = chosen.index
+        return self._begin(request)
+
+    def _open_example(self, request: gr.Request) -> list[Any]:
+        return self._open(self.examples[self._visitor(request).example], request)
 
     def _open_upload(self, path: str | None, request: gr.Request) -> list[Any]:
-        return [gr.skip()] * 8 if path is None else self._open(Path(path), request)
+        return [gr.skip()] * 8 if path is None else self._open(Example(Path(path)), request)
 
-    def _open(self, path: Path, request: gr.Request) -> list[Any]:
+    def _open(self, example: Example, request: gr.Request) -> list[Any]:
         visitor, session = self._visitor(request), self.session
         try:
-            picture = session.open(path)
+            picture = session.open(example.path)
         except ValueError as error:
             previous = None if visitor.picture is None else visitor.picture.view
             return [previous, text.note(str(error), error=True), *[gr.skip()] * 6]
@@ -321,17 +366,24 @@ class Page:
         top = session.top(picture)
         remark = f"{picture.name}: {picture.size[0]} x {picture.size[1]} pixels"
         if picture.unseen > 0.02:
-            remark += f"; the network sees its middle, {text.percent(1 - picture.unseen)} of it"
+            remark += f", of which the network sees the middle {text.percent(1 - picture.unseen)}"
+        remark += f". {example.credit}." if example.credit else "."
         return [
             picture.view,
             text.note(remark),
             gr.Radio(self._class_choices(picture, top), value=top[0]),
-            -1,
+            gr.Dropdown(self._rivals(top), value=-1),
             None,
             gr.Dropdown(self._method_choices(picture, "")),
             picture.view,
             "",
         ]
+
+    def _rivals(self, first: Sequence[int]) -> list[tuple[str, int]]:
+        """The classes to compare with, some of them first."""
+        names = self.session.class_names
+        indices = dict.fromkeys([*first, *range(len(names))])
+        return [("(no other class)", -1), *((names[index], index) for index in indices)]
 
     def _class_choices(self, picture: Picture, indices: Sequence[int]) -> list[tuple[str, int]]:
         names = self.session.class_names
@@ -347,7 +399,7 @@ class Page:
     def _method_choices(self, picture: Picture | None, layer: str) -> list[tuple[str, str]]:
         """The methods with their prices."""
         choices = []
-        for name in (FIRST, *METHODS):
+        for name in self._offered:
             known = None if picture is None else text.price(self.session.cost(Recipe(name), picture, layer))
             choices.append((f"{name} ({known})" if known else name, name))
         return choices
@@ -395,24 +447,38 @@ class Page:
         if rival == target:
             return text.note("The two classes are the same; choose another one to compare with.", error=True)
         question = Question(int(target), None if rival in (None, -1) else int(rival), layer)
-        costs = [self.session.cost(recipe, picture, layer) for recipe in recipes]
-        samples = sum(known[0].forward_samples + known[0].layer_samples for known in costs if known)
-        seconds = sum(known[1] for known in costs if known)
-        if seconds > most and not all(self.session.has(picture, question, recipe) for recipe in recipes):
-            visitor.explanations = []
-            return text.note(f"{samples:.0f} samples, {text.duration(seconds)}. Press Explain to start.")
-        watch = Watch(_reporter(progress, max(1, int(samples))), is_cancelled)
+        wanted, waiting = self._affordable(picture, question, recipes, most)
+        total = sum(known[0].forward_samples + known[0].layer_samples for _, known in wanted if known)
+        watch = Watch(_reporter(progress, max(1, int(total))), is_cancelled)
         done, failures = [], []
         try:
-            for recipe in recipes:
-                try:
-                    done.append(self.session.explain(picture, question, recipe, watch))
-                except ValueError as error:
-                    failures.append(str(error))
+            with shared_work():
+                for recipe, _ in wanted:
+                    try:
+                        done.append(self.session.explain(picture, question, recipe, watch))
+                    except ValueError as error:
+                        failures.append(str(error))
         except CancelledError:
             return text.note("Cancelled.")
         visitor.explanations = done
-        return text.note(" ".join([*failures, text.spent(done) if done else ""]).strip(), error=bool(failures))
+        taken = [f"{text.spent(done)}."] if done else []
+        later = [f"Press Explain for {', '.join(waiting)}."] if waiting else []
+        return text.note(" ".join([*failures, *taken, *later]), error=bool(failures))
+
+    def _affordable(
+        self, picture: Picture, question: Question, recipes: Sequence[Recipe], most: float
+    ) -> tuple[list[tuple[Recipe, Any]], list[str]]:
+        """The methods that take at most some seconds together, with their costs, and what is said of the others."""
+        wanted, waiting, seconds = [], [], 0.0
+        for recipe in recipes:
+            known = self.session.cost(recipe, picture, question.layer)
+            own = 0.0 if known is None or self.session.has(picture, question, recipe) else known[1]
+            if seconds + own <= most:
+                wanted.append((recipe, known))
+                seconds += own
+            else:
+                waiting.append(f"{recipe.label} ({text.price(known)})")
+        return wanted, waiting
 
     # --------------------------------------------------------------------------------------------------- the display
 
@@ -446,7 +512,7 @@ class Page:
         heats = [functional.at_least_float32(one[0, 0]).float().cpu() for one in maps] + [fused.heat]
         view = visitor.picture.view.copy()
         view.thumbnail((400, 400))
-        images = drawing.draw(view, heats, display)
+        images = drawing.draw(view, heats, display._replace(shared=False))
         values: list[Any] = []
         for image, caption in zip(images, text.steps(fused), strict=True):
             values += [gr.Image(image, visible=True), caption]
@@ -468,7 +534,7 @@ class Page:
         mask = top_share(one.heat, share / 100)
         columns = {
             "Whole picture": picture.scores,
-            "Only the highlighted part": self.session.ask(picture, mask, fill),
+            "Highlighted part only": self.session.ask(picture, mask, fill),
             "Highlighted part hidden": self.session.ask(picture, 1 - mask, fill),
         }
         views = drawing.masked(picture.view, mask), drawing.masked(picture.view, 1 - mask)
@@ -511,7 +577,7 @@ class Page:
         }
         values = []
         for name, content in files.items():
-            path = Path(visitor.folder.name) / name
+            path = visitor.folder / name
             path.write_bytes(content)
             values.append(gr.DownloadButton(value=str(path), interactive=True))
         return values
@@ -527,7 +593,14 @@ def _buttons(runs: bool) -> tuple[Any, Any]:
 
 def _still(name: str, height: int = 300) -> dict[str, Any]:
     """Options of a picture that is only looked at."""
-    return {"interactive": False, "format": "jpeg", "buttons": ["fullscreen"], "height": height, "elem_id": name}
+    return {
+        "interactive": False,
+        "format": "jpeg",
+        "buttons": ["fullscreen"],
+        "height": height,
+        "elem_id": name,
+        "min_width": 220,
+    }
 
 
 def _names(*families: str) -> list[str]:
@@ -537,7 +610,7 @@ def _names(*families: str) -> list[str]:
 def _components(specs: list[str]) -> tuple[Any, Any]:
     """Show the components where a method has them."""
     taken = {part for spec in specs for part in COMPONENTS.get(methods.parse(spec).name, ())}
-    return gr.Row(visible=bool(taken)), gr.Dropdown(visible="gradient" in taken)
+    return gr.Accordion(visible=bool(taken)), gr.Dropdown(visible="gradient" in taken)
 
 
 def _recipes(specs: Sequence[str], gradient: str, region: str) -> list[Recipe]:
@@ -574,22 +647,24 @@ def _painted(edited: dict[str, Any] | None, size: tuple[int, ...] | None) -> Ten
     mask = torch.zeros(size)
     for layer in edited.get("layers") or []:
         alpha = layer.convert("RGBA").getchannel("A").resize((size[1], size[0]), Image.Resampling.BOX)
-        mask = torch.maximum(mask, (torch.tensor(list(alpha.getdata())).reshape(size) > 64).float())
+        mask = torch.maximum(mask, torch.from_numpy(np.asarray(alpha) > 64).float())
     return mask if mask.any() else None
 
 
-def serve(session: Session, examples: Sequence[Example], **launch: Any) -> gr.Blocks:
+def serve(session: Session, examples: Sequence[Example], specs: Sequence[str] = (), **launch: Any) -> gr.Blocks:
     """Serve the page.
 
     Args:
         session (Session): The network.
         examples (sequence of Example): The pictures to choose from.
+        specs (sequence of str, optional): The methods of the first screen.
+            Default: () (:data:`FIRST`)
         launch (Any, optional): Arguments of ``gradio.Blocks.launch``.
 
     Returns:
         gradio.Blocks: The page.
     """
-    blocks = Page(session, examples).blocks()
+    blocks = Page(session, examples, specs or (FIRST if session.seconds < SLOW else "grad-cam",)).blocks()
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     usual: dict[str, Any] = {
         "show_error": True, "max_file_size": LARGEST, "footer_links": [], "quiet": True, "ssr_mode": False,

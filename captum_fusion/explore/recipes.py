@@ -14,6 +14,12 @@ from captum_fusion import layers
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.evaluation import methods
 
+#: The most methods side by side.
+PANELS = 4
+
+#: The method of the first screen, which is quick.
+FIRST = "fusion-cam:max_evaluations=64"
+
 #: The methods whose components can be exchanged, with the names of the components.
 COMPONENTS = {"fusion-cam": ("gradient", "region"), "union-cam": ("region",)}
 
@@ -131,6 +137,22 @@ def _construction(spec: methods.MethodSpec, layer: Sequence[str], options: Mappi
     if "layer" in inspect.signature(METHODS[spec.name].cls.__init__).parameters:
         names = tuple(layer) if METHODS[spec.name].info.fuses_layers else tuple(layer[-1:])
     return Construction(spec.name, names, {**kept, **spec.options})
+
+
+def checked(specs: Sequence[str]) -> Sequence[str]:
+    """The specs, if each names a method of the catalogue with options that it has.
+
+    Raises:
+        ValueError: If one does not.
+
+    Examples::
+
+        >>> checked(["grad-cam", "fusion-cam:theta=5"])
+        ['grad-cam', 'fusion-cam:theta=5']
+    """
+    for spec in specs:
+        Recipe(spec).construction((), {})
+    return specs
 
 
 # ----------------------------------------------------------------------------------------------------------------- cost

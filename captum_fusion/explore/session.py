@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_fusion import FusionDetails, LayerFusionCAM, LayerUnionCAM, functional, layers, models, shared_work
+from captum_fusion import FusionDetails, LayerFusionCAM, LayerUnionCAM, functional, layers, models
+from captum_fusion._passes.pace import now
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.attr.fusion import single
 from captum_fusion.evaluation import methods
@@ -27,8 +27,8 @@ from captum_fusion.explore.recipes import Cost, Recipe, cost
 #: How many maps are kept.
 KEPT = 64
 
-#: The time of a backward sample and of a sample that begins at the layer, in forward samples. For estimates.
-_BACKWARD, _FROM_LAYER = 2.0, 0.1
+#: The time of a backward sample, in forward samples. For estimates.
+_BACKWARD = 2.0
 
 
 class CancelledError(Exception):
@@ -184,9 +184,10 @@ class Session:
         self.device = next((parameter.device for parameter in loaded.model.parameters()), torch.device("cpu"))
         self._lock = threading.RLock()
         self._kept: OrderedDict[Any, Explanation] = OrderedDict()
-        self._seconds = 0.0  # of a forward sample
         probe = self._prepare(Image.new("RGB", (320, 320), "gray"))
         outputs = models.output_of(loaded.name, self.model, probe).shape[1]
+        #: About how long a forward sample takes.
+        self.seconds = min(self._timed(probe) for _ in range(2))
         self.class_names = models.class_names_of(loaded, outputs) or [str(index) for index in range(outputs)]
         try:
             stages = layers.resolution_layers(self.model, probe)
@@ -200,7 +201,8 @@ class Session:
         except ValueError as error:
             raise ValueError(f"layer: {error}") from error
         #: Channels and size of the output of every layer that can be explained, by name, the last first.
-        shapes = {name: tuple(output.shape[1:]) for name, output in self._outputs(probe).items()}
+        outputs_of_layers, self._rest = self._outputs(probe)
+        shapes = {name: tuple(output.shape[1:]) for name, output in outputs_of_layers.items()}
         self.layers: dict[str, tuple[int, ...]] = dict(reversed(shapes.items()))
 
     # --------------------------------------------------------------------------------------------------- the network
@@ -211,23 +213,34 @@ class Session:
         except Exception as error:  # preprocessing may be the user's
             raise ValueError(f"preprocessing failed ({models.first_line(error)})") from error
 
-    def _outputs(self, inputs: Tensor) -> dict[str, Tensor]:
-        """The outputs of all modules that return a map, by name, in order of completion."""
+    def _outputs(self, inputs: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The outputs of all modules that return a map, in order of completion, and the share of the time after each.
+
+        Both by the modules' names.
+        """
         outputs: dict[str, Tensor] = {}
+        ends: dict[str, float] = {}
 
         def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.dim() == 4 and min(output.shape[2:]) > 1:
                 outputs.pop(name, None)
-                outputs[name] = output
+                outputs[name], ends[name] = output, now(self.device)
 
         handles = [m.register_forward_hook(partial(keep, name)) for name, m in self.model.named_modules() if name]
+        start = now(self.device)
         try:
             with torch.no_grad():
                 self.model(inputs)
         finally:
             for handle in handles:
                 handle.remove()
-        return outputs
+        end = now(self.device)
+        return outputs, {name: (end - time) / (end - start) for name, time in ends.items()}
+
+    def _timed(self, inputs: Tensor) -> float:
+        with Meter(self.model, self.device) as meter, torch.no_grad():
+            self.model(inputs)
+        return meter.costs["seconds"]
 
     def scores(self, inputs: Tensor, rival: tuple[int, int] | None = None) -> Tensor:
         """The score of every class, (N, classes), or of one class among two, (N, 2).
@@ -260,10 +273,8 @@ class Session:
             inputs = self._prepare(image)
             view, unseen = pictures.look(self.loaded.preprocess, image, inputs)
             models.output_of(self.loaded.name, self.model, inputs)
-            start = time.perf_counter()
             scores = self.scores(inputs)[0]
-            self._seconds = self._seconds or time.perf_counter() - start
-            live = {key: int((o[0].flatten(1).std(1) > 0).sum()) for key, o in self._outputs(inputs).items()}
+            live = {key: int((o[0].flatten(1).std(1) > 0).sum()) for key, o in self._outputs(inputs)[0].items()}
         return Picture(name, content, fingerprint_of(content), image.size, inputs, view, unseen, scores, live)
 
     def top(self, picture: Picture, number: int = 5) -> list[int]:
@@ -293,8 +304,8 @@ class Session:
         found = cost(recipe, picture.live.get(name, channels), height * width)
         if found is None:
             return None
-        samples = found.forward_samples + _BACKWARD * found.backward_samples + _FROM_LAYER * found.layer_samples
-        return found, samples * self._seconds
+        samples = found.forward_samples + _BACKWARD * found.backward_samples + self._rest[name] * found.layer_samples
+        return found, samples * self.seconds
 
     def has(self, picture: Picture, question: Question, recipe: Recipe) -> bool:
         """Whether the map was made before."""
@@ -341,7 +352,7 @@ class Session:
             handle.remove()
         forward, backward, seconds = meter.costs.values()
         if forward >= 16:
-            self._seconds = seconds / (forward + _BACKWARD * backward)
+            self.seconds = seconds / (forward + _BACKWARD * backward)
         score, kept = self.scores(torch.cat([picture.inputs, picture.inputs * heat]), pair)[:, index].tolist()
         return Explanation(
             recipe,
@@ -357,13 +368,6 @@ class Session:
             made.code(),
             made.imports(),
         )
-
-    def explain_all(
-        self, picture: Picture, question: Question, recipes: Sequence[Recipe], watch: Watch | None = None
-    ) -> list[Explanation]:
-        """Maps of several methods, which share their work."""
-        with shared_work():
-            return [self.explain(picture, question, recipe, watch) for recipe in recipes]
 
     # ----------------------------------------------------------------------------------------------------- questions
 

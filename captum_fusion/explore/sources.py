@@ -25,8 +25,8 @@ def of_name(
 
     Examples::
 
-        >>> of_name("bundled")[1].lines
-        ('loaded = load_model('bundled')',)
+        >>> of_name("digits")[1].lines[-1]
+        "loaded = load_model('digits')"
     """
     loaded = models.load_model(name, weights, classes, whole_image)
     given = {"weights": weights, "classes": classes, "whole_image": whole_image or None}

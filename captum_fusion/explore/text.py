@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_fusion.explore.recipes import Cost
 from captum_fusion.explore.session import Explanation
+from captum_fusion.models import BUNDLED
 
 #: Below this score a class is not seen, and its map means little.
 UNSEEN = 0.02
@@ -17,16 +18,30 @@ CSS = """
 .cf-note { font-size: 0.9rem; line-height: 1.4; margin: 0; }
 .cf-error { color: #b3261e; font-weight: 600; }
 .dark .cf-error { color: #ff897d; }
-.cf-caption { font-size: 0.85rem; line-height: 1.35; margin: 0; }
-.cf-muted { opacity: 0.72; }
-.cf-table { width: 100%; border-collapse: collapse; font-size: 0.85rem; }
-.cf-table th, .cf-table td { padding: 0.25rem 0.5rem; text-align: left; border-bottom: 1px solid #8883; }
-.cf-table td.cf-bar { min-width: 5.5rem; font-variant-numeric: tabular-nums; }
-.cf-bar > i { display: block; height: 0.3rem; background: #3b6ea5; border-radius: 2px; min-width: 1px; }
+.cf-caption { font-size: 0.85rem; line-height: 1.35; margin: 0; overflow-wrap: anywhere; }
+.cf-muted { opacity: 0.75; }
+.cf-run { align-items: center; }
 .cf-scroll { overflow-x: auto; }
-.cf-classes label { width: 100%; }
+.cf-scroll table.cf-table {
+    width: 100%; border-collapse: collapse; border: 0 !important; font-size: 0.85rem; margin: 0;
+}
+.cf-scroll .cf-table th, .cf-scroll .cf-table td {
+    padding: 0.25rem 0.4rem; text-align: left; font-weight: 400;
+    border: 0 !important; border-bottom: 1px solid #8884 !important;
+}
+.cf-scroll .cf-table thead, .cf-scroll .cf-table tbody, .cf-scroll .cf-table tr { border: 0 !important; }
+.cf-scroll .cf-table thead th { font-weight: 600; vertical-align: bottom; }
+.cf-scroll .cf-table td { min-width: 3.5rem; font-variant-numeric: tabular-nums; }
+.cf-table td > i { display: block; height: 0.3rem; background: #3b6ea5; border-radius: 2px; min-width: 1px; }
 .cf-classes .wrap { flex-direction: column; gap: 0.25rem; }
+.cf-classes label { width: 100%; }
+@media (max-width: 700px) { .cf-maps { order: -1; } }
 """
+
+
+def title(name: str) -> str:
+    """The name of a network for the page."""
+    return "SqueezeNet 1.1 (bundled)" if name == BUNDLED else name
 
 
 def note(text: str, error: bool = False) -> str:
@@ -51,11 +66,11 @@ def duration(seconds: float) -> str:
     Examples::
 
         >>> duration(0.2), duration(12.3), duration(200)
-        ('under 1 s', 'about 12 s', 'about 3 min')
+        ('under 1 s', '12 s', '3 min')
     """
     if seconds < 1:
         return "under 1 s"
-    return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def price(known: tuple[Cost, float] | None) -> str:
@@ -63,16 +78,16 @@ def price(known: tuple[Cost, float] | None) -> str:
     if known is None:
         return ""
     cost, seconds = known
-    parts = [f"{cost.forward_samples:.0f} forward sample{'' if cost.forward_samples == 1 else 's'}"]
+    parts = [f"{cost.forward_samples:.0f} sample{'' if cost.forward_samples == 1 else 's'}"]
     if cost.layer_samples:
-        parts.append(f"{cost.layer_samples:.0f} from the layer on")
-    return f"{' and '.join(parts)}, {duration(seconds)}"
+        parts.append(f"{cost.layer_samples:.0f} from the layer")
+    return f"{' + '.join(parts)}, {duration(seconds)}"
 
 
 def spent(explanations: Sequence[Explanation]) -> str:
     """What maps took."""
     samples, seconds = sum(one.forward_samples for one in explanations), sum(one.seconds for one in explanations)
-    return f"{samples} forward sample{'' if samples == 1 else 's'}, {seconds:.1f} s"
+    return f"It took {samples} forward sample{'' if samples == 1 else 's'} and {seconds:.1f} s"
 
 
 def caption(one: Explanation, names: Sequence[str]) -> str:
@@ -130,4 +145,4 @@ def table(names: Sequence[str], classes: Sequence[int], columns: Mapping[str, Te
 
 def _bar(score: float) -> str:
     width = 100 * min(1.0, max(0.0, score))
-    return f'<td class="cf-bar">{percent(score)}<i style="width:{width:.1f}%"></i></td>'
+    return f'<td>{percent(score)}<i style="width:{width:.1f}%"></i></td>'
