@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,7 +42,6 @@ METRICS = (
     "pointing_game",
     "complexity",
 )
-SLOW_METRICS = (*METRICS, "adcc")
 
 
 def digest(activations: Tensor) -> str:
@@ -151,25 +150,34 @@ def opti_cam(model: nn.Module, layer: nn.Module, inputs: Tensor, target: Any, st
     return combined().detach()
 
 
-#: Label -> how rows are computed, and how the cost is measured without stored scores.
-METHODS: dict[str, tuple[Any, Any]] = {
-    "Fusion-CAM": (fusion, "fusion-cam"),
-    "Fusion-CAM, fast": (fast, "fusion-cam:preset=fast"),
-    "Fusion-CAM, best": ("fusion-cam:preset=best", "fusion-cam:preset=best"),
-    "Fusion-CAM, 128 cell masks": (fusion_of_few_cells, fusion_of_few_cells),
-    "cell regression": ("regression-cam", "regression-cam"),
-    "UnionCAM": (union, "union-cam"),
-    "Score-CAM": (score_cam, "score-cam"),
-    "Score-CAM, top 56 (gScoreCAM)": (top_score_cam, top_score_cam),
-    "Group-CAM": ("group-cam", "group-cam"),
-    "Grad-CAM": ("grad-cam", "grad-cam"),
+REFERENCE, RISE_LABEL = "Fusion-CAM", "RISE, 4000"
+PRESETS = ("Fusion-CAM, fast", "Fusion-CAM, best")
+
+#: The methods by their labels.
+METHODS: dict[str, Any] = {
+    REFERENCE: fusion,
+    "Fusion-CAM, fast": fast,
+    "Fusion-CAM, best": "fusion-cam:preset=best",
+    "Fusion-CAM, 128 cell masks": fusion_of_few_cells,
+    "cell regression": "regression-cam",
+    "UnionCAM": union,
+    "Score-CAM": score_cam,
+    "Score-CAM, top 56 (gScoreCAM)": top_score_cam,
+    "Group-CAM": "group-cam",
+    "Grad-CAM": "grad-cam",
+    "KernelShap, 512, same cells": kernel_shap,
+    "Opti-CAM, 20 steps": opti_cam,
+    RISE_LABEL: "rise:n_masks=4000",
 }
-SLOW_METHODS: dict[str, tuple[Any, Any]] = {
-    "KernelShap, 512, same cells": (kernel_shap, kernel_shap),
-    "Opti-CAM, 20 steps": (opti_cam, opti_cam),
-    "RISE, 4000": ("rise:n_masks=4000", "rise:n_masks=4000"),
+#: Those that are measured on ``--slow`` photographs only.
+SLOW = ("KernelShap, 512, same cells", "Opti-CAM, 20 steps", RISE_LABEL)
+#: Those that may take stored scores, as they are without.
+UNSTORED = {
+    REFERENCE: "fusion-cam",
+    "Fusion-CAM, fast": "fusion-cam:preset=fast",
+    "UnionCAM": "union-cam",
+    "Score-CAM": "score-cam",
 }
-REFERENCE = "Fusion-CAM"
 
 
 def run(options: argparse.Namespace, folder: str, methods: Mapping[str, Any], images: int, **settings: Any) -> Any:
@@ -195,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--slow", type=int, default=10)
+    parser.add_argument("--rise", action=argparse.BooleanOptionalAction, default=True, help="RISE, 4000 samples each")
     parser.add_argument("--scores", type=Path)
     parser.add_argument("--device", default=None)
     parser.add_argument("--output", type=Path, default=Path("faithfulness"))
@@ -203,16 +212,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.scores:
         StoredScoreCAM.read(options.scores)
 
-    def function_of(labels: Sequence[str], column: int) -> dict[str, Any]:
-        return {label: (METHODS | SLOW_METHODS)[label][column] for label in labels}
+    def ways(labels: Iterable[str]) -> dict[str, Any]:
+        return {label: METHODS[label] for label in labels}
 
-    rows = run(options, "rows", function_of(list(METHODS), 0), options.images, metrics=METRICS)
+    fast_methods = [label for label in METHODS if label not in SLOW]
+    rows = run(options, "rows", ways(fast_methods), options.images, metrics=METRICS)
     if not options.slow:
         return
-    every = [*METHODS, *SLOW_METHODS]
-    costs = run(options, "costs", function_of(every, 1), 1, preset="time", metrics=["complexity"])
-    some = [REFERENCE, "Fusion-CAM, fast", "Fusion-CAM, best", "Grad-CAM", *SLOW_METHODS]
-    slow_rows = run(options, "slow", function_of(some, 0), options.slow, metrics=SLOW_METRICS)
+    costs = run(options, "costs", UNSTORED, 1, preset="time", metrics=["complexity"])
+    slow = [label for label in SLOW if options.rise or label != RISE_LABEL]
+    slow_rows = list(run(options, "slow", ways([REFERENCE, *slow]), options.slow, metrics=METRICS))
+    slow_rows += run(options, "adcc", ways([REFERENCE, *PRESETS, "Grad-CAM"]), options.slow, metrics=["adcc"])
     write_report(options, rows, slow_rows, costs, {"captum": captum.__version__, "torch": torch.__version__})
 
 

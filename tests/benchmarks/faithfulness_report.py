@@ -181,7 +181,8 @@ def price_figure(values: Values, methods: Sequence[str], samples: Callable[[str]
 
 def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: Mapping[str, str]) -> None:
     """Write ``report.md`` and ``price.png`` into the output folder; into docs with ``--write``."""
-    values, slow, cost = Values(rows), Values(slow_rows), _costs(costs)
+    values, slow = Values(rows), Values(slow_rows)
+    cost = _costs(rows) | _costs(slow_rows) | _costs(costs)
 
     def samples(method: str) -> str:
         counts = [cost[network, method] for network in values.networks if (network, method) in cost]
