@@ -123,7 +123,7 @@ def reshape_of(model: nn.Module, layer: nn.Module, *inputs: Tensor) -> TokenGrid
     def note(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(module, _CONVOLUTIONS) and not grids:
             grids.append(tuple(output.shape[2:]))
-        if isinstance(module, _NORMS) and tuple(module.normalized_shape) == tuple(args[0].shape[-1:]):
+        if args and isinstance(module, _NORMS) and tuple(module.normalized_shape) == tuple(args[0].shape[-1:]):
             channels_last.add(args[0].shape)
         if module is layer and isinstance(output, Tensor):
             outputs[:] = [output]
@@ -182,7 +182,7 @@ def _stages(model: nn.Module, *inputs: Tensor) -> list[tuple[str, nn.Module, tup
     linear_after: set[nn.Module] = set()
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(module, nn.LayerNorm) and module.normalized_shape == tuple(args[0].shape[-1:]):
+        if args and isinstance(module, nn.LayerNorm) and module.normalized_shape == tuple(args[0].shape[-1:]):
             channels_last.add(args[0].shape)
         if isinstance(module, nn.Linear):
             linear_after.update(stage for stage, _ in stages)
@@ -222,6 +222,8 @@ def _no_stage() -> ValueError:
 
 def _token_layer(model: nn.Module, *inputs: Tensor) -> DefaultLayer | None:
     """The last normalisation layer whose spatial tokens influence the output, or None."""
+    if not inputs[0].is_floating_point():
+        return None
     names = {module: name for name, module in model.named_modules()}
     grids: list[tuple[int, ...]] = []  # of the first convolution, which splits the image into patches
     outputs: list[tuple[nn.Module, Tensor]] = []
@@ -230,12 +232,12 @@ def _token_layer(model: nn.Module, *inputs: Tensor) -> DefaultLayer | None:
     def note(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(module, _CONVOLUTIONS) and not grids:
             grids.append(tuple(output.shape[2:]))
-        if isinstance(module, nn.Linear):
+        if args and isinstance(module, nn.Linear):
             features[:] = [args[0]]
         if isinstance(module, _NORMS) and isinstance(output, Tensor) and output.requires_grad:
             outputs.append((module, output))
 
-    with _hooked(model, note), torch.enable_grad():
+    with torch.inference_mode(False), _hooked(model, note), torch.enable_grad():
         copies = [x.detach().clone() for x in inputs]
         model(copies[0].requires_grad_() * 1, *copies[1:])  # a network may change its input in place
     if not features or not features[0].requires_grad or not outputs or not grids or len(grids[0]) != 2:

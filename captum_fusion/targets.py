@@ -1,7 +1,7 @@
-"""Forward functions for other questions than "why this class?".
+"""Forward functions for questions other than "why this class?".
 
 Captum explains a forward function that returns a score. Each class here wraps a network and returns a score for one
-kind of question. It is a module, so that layers are found inside it, and takes its per-example arguments as
+kind of question. It is a module, so that its layers can be named as usual, and takes its per-example arguments as
 ``additional_forward_args``. Every attribution of this package and of captum works with it.
 
 ========================  ===========================================================  =============================
@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from captum_fusion import functional as formulas
 
 __all__ = [
     "BoxScore",
@@ -176,10 +178,11 @@ class RegionScore(nn.Module):
         >>> from captum_fusion import LayerScoreCAM
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
         >>> image = torch.rand(1, 3, 16, 16)
-        >>> region = predicted_region(network(image), 2)
+        >>> target = int(network(image)[0, :, 0, 0].argmax())
+        >>> region = predicted_region(network(image), target)
         >>> score = RegionScore(network)
         >>> method = LayerScoreCAM(score, network[1], score_fn=score.score_fn)
-        >>> method.attribute(image, 2, additional_forward_args=region).shape
+        >>> method.attribute(image, target, additional_forward_args=region).shape
         torch.Size([1, 1, 16, 16])
     """
 
@@ -208,16 +211,16 @@ class RegionScore(nn.Module):
             raise ValueError(f"model must return (N, classes, *spatial), not {_outline(scores)}")
         if self.probabilities:
             scores = scores.softmax(1)
-        flat = scores.flatten(2)
+        flat = formulas.at_least_float32(scores.flatten(2))
         if region is None:
-            return flat.mean(2)
+            return flat.mean(2).to(scores.dtype)
         if region.shape != (scores.shape[0], *scores.shape[2:]):
             expected = (scores.shape[0], *scores.shape[2:])
             raise ValueError(f"region must be of shape {expected}, not {tuple(region.shape)}")
         weights = region.to(flat).flatten(1)
         if not (weights.sum(1) > 0).all():
             raise ValueError("region is empty for at least one example")
-        return (flat * weights[:, None]).sum(2) / weights.sum(1, keepdim=True)
+        return ((flat * weights[:, None]).sum(2) / weights.sum(1, keepdim=True)).to(scores.dtype)
 
 
 def predicted_region(output: Tensor, target: Tensor | Sequence[int] | int) -> Tensor:
@@ -251,14 +254,14 @@ class BoxScore(nn.Module):
 
     The score of D-RISE for detectors that return one class per detection: V. Petsiuk et al., "Black-box Explanation of
     Object Detectors via Saliency Maps", CVPR 2021, https://arxiv.org/abs/2006.03204. :class:`captum_fusion.RISE` with
-    this forward function is D-RISE. Detectors of torchvision work as they are (Faster R-CNN, RetinaNet, FCOS, SSD).
-    Their detections are differentiable, so that gradient methods work as well. Build the detector with a low
-    ``box_score_thresh`` (or ``score_thresh``): a masked object has a low score, and detections below the threshold
-    count as 0.
+    this forward function, ``n_masks=5000`` and ``grid_size=16`` is D-RISE. Detectors of torchvision work as they are
+    (Faster R-CNN, RetinaNet, FCOS, SSD). Their detections are differentiable, so that gradient methods work as well.
+    Build the detector with a low ``box_score_thresh`` (or ``score_thresh``): a masked object has a low score, and
+    detections below the threshold count as 0.
 
     Args:
         model (Module): Detector in evaluation mode.
-        classes (int): Number of classes, with the background class if labels count it.
+        classes (int): Number of classes, including the background class if the labels do.
         detections (callable, optional): Function that turns the network's output into a list with one mapping for each
             example, of boxes (D, 4) as x0, y0, x1, y1 in pixels, labels (D,) and scores (D,).
             Default: None (the output is that list, and the network takes a list of images, as in torchvision)
@@ -307,7 +310,7 @@ class BoxScore(nn.Module):
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise ValueError(f"classes: labels go up to {int(labels.max())}, and classes is {self.classes}")
         overlap = scores * box_iou(found["boxes"], box.to(found["boxes"])[None])[:, 0]
-        return scores.new_zeros(self.classes).scatter_reduce(0, labels, overlap, "amax", include_self=True)
+        return overlap.new_zeros(self.classes).scatter_reduce(0, labels.long(), overlap, "amax", include_self=True)
 
 
 class Similarity(nn.Module):
@@ -318,7 +321,7 @@ class Similarity(nn.Module):
 
     Args:
         model (Module): Network that returns embeddings (N, D).
-        references (Tensor): Embeddings, (R, D), of any length above 0.
+        references (Tensor): Nonzero embeddings, (R, D). They are normalised here.
         scale (float, optional): Factor of the cosines, such as CLIP's ``logit_scale.exp()``. Default: None (1, with
             ``score_fn="identity"``)
 
@@ -329,8 +332,8 @@ class Similarity(nn.Module):
 
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4, bias=False)).eval()
         >>> image = torch.rand(1, 3, 2, 2)
-        >>> Similarity(network, network(image).detach())(image)
-        tensor([[1.0000]], grad_fn=<MmBackward0>)
+        >>> Similarity(network, network(image).detach())(image).detach().round(decimals=4)
+        tensor([[1.]])
     """
 
     references: Tensor
@@ -356,8 +359,9 @@ class Similarity(nn.Module):
             or embeddings.shape[1] != self.references.shape[1]
         ):
             expected = f"(N, {self.references.shape[1]})"
-            raise ValueError(f"model must return embeddings {expected} as the references, not {_outline(embeddings)}")
-        return self.scale * nn.functional.normalize(embeddings, dim=1) @ self.references.to(embeddings).T
+            raise ValueError(f"model must return embeddings {expected} like the references, not {_outline(embeddings)}")
+        exact = nn.functional.normalize(formulas.at_least_float32(embeddings), dim=1)
+        return (self.scale * exact @ self.references.to(exact).T).to(embeddings.dtype)
 
 
 def _check_boxes(boxes: Tensor, images: Tensor) -> None:

@@ -139,7 +139,9 @@ def test_constant_and_non_finite_scores() -> None:
     scores = torch.stack(
         [torch.full((20,), 0.7), 0.7 + 1e-8 * random(20).float(), random(20).float(), random(20).float()]
     )
-    scores[2, 3] = math.nan
+    for bad in (math.nan, math.inf, -math.inf):
+        scores[2, 3] = bad
+        assert all(result[2].isnan().all() for result in cell_regression(masks, scores, guess))
     weights, errors = cell_regression(masks, scores, guess)
     assert (weights[:2] == 0).all()
     assert (errors[:2] == 0).all()
@@ -198,10 +200,22 @@ def test_cost() -> None:
     counter, x = Counter(model), images(2, 3, 8, 8)
     LayerRegressionCAM(counter, model.relu2, n_masks=31).attribute(x, 1)
     assert counter.rows == 2 * 32
-    for preset, most in ((LayerFusionCAM.fast, 64), (LayerFusionCAM.best, 520)):
-        counter = Counter(Net(channels=3).eval())
-        preset(counter, counter.model.relu2).attribute(x, 1)
-        assert counter.rows <= 2 * most
+
+
+def wide() -> nn.Module:
+    """A network whose layer has 90 live channels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        features = nn.Sequential(nn.Conv2d(3, 90, 3, padding=1), nn.Softplus())
+        return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(90, 5)).eval()
+
+
+def test_cost_of_the_presets() -> None:
+    model, x = wide(), images(2, 3, 8, 8)
+    for preset, samples in ((LayerFusionCAM.fast, 61), (LayerFusionCAM.best, 517)):
+        counter = Counter(model)
+        preset(counter, model[0]).attribute(x, 1)
+        assert counter.rows == 2 * samples
 
 
 def test_several_targets_share_the_masked_samples() -> None:
@@ -272,6 +286,10 @@ def test_fast_is_fusion_cam_with_a_search() -> None:
     assert isinstance(fast.region_method, LayerScoreCAM)
     assert (fast.region_method.max_evaluations, fast.theta) == (56, 20)
     torch.testing.assert_close(fast.attribute(x, 1), LayerFusionCAM(model, model.relu2, theta=20).attribute(x, 1))
+    model = wide()  # it has more channels than the search evaluates
+    fast, full = (method(model, model[0]).attribute(x, 1) for method in (LayerFusionCAM.fast, LayerFusionCAM))
+    assert (fast - full).abs().max() > 1e-6
+    assert torch.corrcoef(torch.stack([fast.flatten(), full.flatten()]))[0, 1] > 0.99
 
 
 def test_best_is_fusion_cam_with_cell_regression() -> None:

@@ -307,7 +307,7 @@ def test_maps_of_a_similarity() -> None:
 def test_errors_of_similarities() -> None:
     with pytest.raises(ValueError, match="none of length 0"):
         Similarity(make(), torch.zeros(2, 5))
-    with pytest.raises(ValueError, match=r"embeddings \(N, 7\) as the references, not a tensor of shape \(1, 5\)"):
+    with pytest.raises(ValueError, match=r"embeddings \(N, 7\) like the references, not a tensor of shape \(1, 5\)"):
         Similarity(make(), torch.ones(2, 7))(images(1, 3, 8, 8))
 
 

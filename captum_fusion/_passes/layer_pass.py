@@ -150,11 +150,12 @@ def _check_activations(call: Call, activations: tuple[Tensor, ...], layer: nn.Mo
                 f"{tuple(tensor.shape)}; choose a convolutional layer, or set reshape for tokens"
             )
         ranks = sorted({x.dim() - 2 for x in call.inputs if x.dim() > 2 and x.is_floating_point()})
-        if ranks and tensor.dim() - 2 not in ranks and call.reshape is None:
+        if ranks and tensor.dim() - 2 < ranks[0] and call.reshape is None:
             raise ValueError(
-                f"layer: {where} is of shape {tuple(tensor.shape)}, with {tensor.dim() - 2} spatial dimensions, and "
+                f"layer: {where} is of shape {tuple(tensor.shape)}, with {tensor.dim() - 2} spatial dimensions, but "
                 f"the inputs have {' or '.join(map(str, ranks))}; if these are tokens, set reshape, for example to "
-                "layers.TokenGrid(); layers.default_layer(model, inputs) finds both"
+                "layers.TokenGrid() (layers.default_layer(model, inputs) finds both); if it is the map that you want, "
+                "set reshape=lambda x: x"
             )
         if tensor.shape[0] != call.examples:
             raise ValueError(

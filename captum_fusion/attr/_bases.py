@@ -139,9 +139,9 @@ class SeveralTargets(Attribution):
     ) -> list[Attributions]:
         """Explain a batch for several targets at a lower cost than separate calls.
 
-        One masked sample scores every class. The masked samples of Score-CAM, SS-CAM and IS-CAM, on their own and
-        inside fusions, therefore run once for all targets. Passes that depend on the target run once per target: the
-        layer pass of methods that need gradients, and masked samples whose masks depend on the target.
+        One masked sample scores every class. The masked samples of Score-CAM, SS-CAM, IS-CAM and cell regression, on
+        their own and inside fusions, therefore run once for all targets. Passes that depend on the target run once per
+        target: the layer pass of methods that need gradients, and masked samples whose masks depend on the target.
 
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Inputs to explain, as in :meth:`attribute`.
@@ -551,10 +551,6 @@ class DetailedCAM(MaskedCAM):
     def _map_and_details(self, tensor: LayerTensor) -> tuple[Tensor, Any]:
         raise NotImplementedError
 
-    def _channel_score_fn(self) -> ScoreFn:
-        """The score function of the masked samples: softmax weights are of raw outputs."""
-        return formulas.score_function("identity" if self.weighting == "softmax" else self.score_fn)
-
     def _map(self, tensor: LayerTensor) -> Tensor:
         return self._map_and_details(tensor)[0]
 
@@ -679,6 +675,10 @@ class ChannelScoresCAM(DetailedCAM):
 
     def _evaluator(self, tensor: LayerTensor) -> Callable[[Tensor, Tensor], Tensor]:
         raise NotImplementedError
+
+    def _channel_score_fn(self) -> ScoreFn:
+        """The score function of the masked samples: softmax weights are of raw outputs."""
+        return formulas.score_function("identity" if self.weighting == "softmax" else self.score_fn)
 
     def _map_and_details(self, tensor: LayerTensor) -> tuple[Tensor, SearchDetails]:
         live = formulas.live_channels(tensor.activations)

@@ -51,6 +51,9 @@ class Method:
             preset (str, optional): One of ``info.presets``. Default: None (the constructor)
             options: Constructor options. Options that the class does not have are ignored.
 
+        Raises:
+            ValueError: If the method has no such preset, or an option has an invalid value.
+
         Returns:
             Attribution: The method, ready for ``attribute(inputs, target)``.
 
@@ -61,6 +64,9 @@ class Method:
             >>> METHODS["score-cam"].build(model, [model.stage4], weighting="increase", theta=5).weighting
             'increase'
         """
+        if preset is not None and preset not in self.info.presets:
+            known_presets = ", ".join(self.info.presets) or "there is none"
+            raise ValueError(f"preset must be one of those of {self.name} ({known_presets}), not {preset!r}")
         cls = self.cls
         if cls is LayerGradCam and options.get("reshape") is not None:
             cls = gradient.ReshapedGradCAM  # captum's has no reshape

@@ -340,10 +340,11 @@ class LayerFusionCAM(_Fusion):
     def best(
         cls, forward_func: Callable[..., Any], layer: Layer, device_ids: list[int] | None = None, **options: Any
     ) -> LayerFusionCAM:
-        """Fusion-CAM with the most faithful region component, :class:`LayerRegressionCAM`, instead of Score-CAM.
+        """Fusion-CAM with :class:`LayerRegressionCAM` instead of Score-CAM as the region component.
 
         ``docs/faithfulness.md`` compares the maps with the published Fusion-CAM and other methods.
-        Cost per example: 517 forward samples and one backward sample, whatever the number of channels.
+        Cost per example: 517 forward samples and one backward sample, whatever the number of channels. With a list of
+        layers, each has its own masked samples.
 
         Args:
             forward_func (callable): As of the constructor.

@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_fusion import functional as formulas
 from captum_fusion._arguments import count
 from captum_fusion._types import Layer, Reshape
-from captum_fusion.attr._bases import DetailedCAM, LayerTensor, MaskedCAM, checked_score_fn
+from captum_fusion.attr._bases import DetailedCAM, LayerTensor, checked_score_fn
 from captum_fusion.attr._docs import documented
 from captum_fusion.attr._info import MethodInfo
 from captum_fusion.functional import ScoreFn
@@ -24,7 +24,8 @@ class RegressionDetails(NamedTuple):
     """The linear model that was fitted to the scores of each example.
 
     Attributes:
-        weights: Change in score when a cell is shown, in the units of the score, of shape (N, 1, *grid), float64.
+        weights: Change in score when a cell is shown, in the units of the score, of shape (N, 1, *grid), float64, on
+            the CPU.
         standard_errors: Their standard errors, of the same shape.
     """
 
@@ -35,16 +36,16 @@ class RegressionDetails(NamedTuple):
 class LayerRegressionCAM(DetailedCAM):
     """Regression of the score on the cells of a grid: where the input must be shown for the score to rise.
 
-    Random smooth masks show half of the cells of a coarse grid on the input. A Bayesian linear regression of the masked
-    scores on the cells gives each cell a weight, with Grad-CAM's map as the first guess
+    In random smooth masks, each cell of a coarse grid shows the input with probability 1/2. A Bayesian linear
+    regression of the masked scores on the cells gives each cell a weight, with Grad-CAM's map as the first guess
     (:func:`captum_fusion.functional.cell_regression`). The map is the ReLU of the weights, upsampled to the layer's
     size, not normalised. The number of masked samples does not depend on the number of channels, and the layer enters
     only through Grad-CAM's map. All examples share the same masks.
     Cost per example: one forward and one backward sample, and ``n_masks`` masked samples.
 
     The masks are those of RISE without shifts, in complementary pairs: V. Petsiuk, A. Das, K. Saenko, "RISE: Randomized
-    Input Sampling for Explanation of Black-box Models", BMVC 2018, https://arxiv.org/abs/1806.07421. A linear model of
-    masked scores is that of LIME: M. T. Ribeiro, S. Singh, C. Guestrin, KDD 2016, https://arxiv.org/abs/1602.04938. The
+    Input Sampling for Explanation of Black-box Models", BMVC 2018, https://arxiv.org/abs/1806.07421. LIME also fits a
+    linear model to masked scores: M. T. Ribeiro, S. Singh, C. Guestrin, KDD 2016, https://arxiv.org/abs/1602.04938. The
     design and the prior are this package's.
 
     Examples::
@@ -95,7 +96,7 @@ class LayerRegressionCAM(DetailedCAM):
             Default: 0
         {reshape_arg}
         """
-        MaskedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
+        DetailedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self.n_masks, self.grid_size = count("n_masks", n_masks, 2), count("grid_size", grid_size)
         self.score_fn = checked_score_fn(score_fn)
         self.seed = count("seed", seed, 0)

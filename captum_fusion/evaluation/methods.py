@@ -344,7 +344,8 @@ def _catalogued(spec: MethodSpec, explained: ExplainedLayers, defaults: Mapping[
         raise ValueError(f"methods: {name}: preset must be one of {', '.join(presets)}, not {options['preset']!r}")
     for component in _components_of(name):
         if component in options:
-            options[component] = _component(options[component], explained, defaults)
+            shared = {**defaults, **{key: options[key] for key in ("score_fn",) if key in options}}
+            options[component] = _component(options[component], explained, shared)
     try:
         built = METHODS[name].build(explained.model, layers, **{**defaults, **options})
     except (ValueError, TypeError) as error:
@@ -390,7 +391,7 @@ def _components_of(name: str) -> list[str]:
 
 def _component(name: Any, explained: ExplainedLayers, defaults: Mapping[str, Any]) -> Attribution:
     """A fusion's component, by its name in the catalogue."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise unknown("method", str(name), METHODS)
     built: Attribution = METHODS[name].build(explained.model, explained.layers, **defaults)
     return built

@@ -58,8 +58,8 @@ def normalize(maps: Tensor) -> Tensor:
 def with_area(masks: Tensor, area: float) -> Tensor:
     """Masks raised to the power at which their mean is ``area``, one power per example.
 
-    Masks of different methods become comparable: a score under a mask grows with the mask's area. A power keeps the
-    order of the pixels.
+    This makes masks of different methods comparable, because the score under a mask usually grows with its area. A
+    power keeps the order of the pixels.
 
     Args:
         masks (Tensor): Floating point, of shape (N, ...), in [0, 1].

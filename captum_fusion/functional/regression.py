@@ -19,8 +19,8 @@ _CONSTANT = 1e-6
 def antithetic_cells(number: int, cells: int, seed: int = 0) -> Tensor:
     """Random masks in which each cell is 1 with probability 1/2, in pairs of a mask and its complement.
 
-    In such pairs, interactions of an even number of cells are uncorrelated with every single cell. They do not disturb
-    the estimate of a linear model.
+    In such pairs, interactions of an even number of cells are uncorrelated with every single cell. They do not bias
+    least squares, but a model with noise counts them as noise: they increase its shrinkage and its standard errors.
 
     Args:
         number (int): Number of masks. If it is odd, the last mask has no complement.
@@ -70,7 +70,8 @@ def grid_means(maps: Tensor, shape: Sequence[int]) -> Tensor:
 
     Args:
         maps (Tensor): Floating point, of shape ``(N, C, *spatial)`` with one to three spatial dimensions.
-        shape (sequence of int): Number of cells in each dimension. Cells overlap if the map's size is no multiple.
+        shape (sequence of int): Number of cells in each dimension. Cells overlap if the map's size is not a
+            multiple of the number of cells.
 
     Returns:
         Tensor: Of shape ``(N, C, *shape)``.
@@ -96,9 +97,9 @@ def cell_regression(
     ``g`` is a first guess of the weights, such as the map of a gradient method, and ``S`` their covariance. The
     intercept ``b`` has a flat prior. The scale ``a >= 0``, the noise ``s`` and the ratio ``t / s`` have the values of
     largest evidence; the ratio is searched for on a grid. The result is the posterior mean of ``w``, and its standard
-    deviation. With few masks, it follows the first guess as far as this explains the scores. With many, it approaches
-    least squares. If the scores are exactly linear in the cells and the masks determine the weights, the weights are
-    exact.
+    deviation given the chosen ``a``, ``s`` and ``t``. With few masks, it follows the first guess as far as this
+    explains the scores. With many, it approaches least squares. If the scores are exactly linear in the cells and the
+    masks determine the weights, the weights are exact.
 
     Args:
         masks (Tensor): Of shape (M, C), the same for all examples.
@@ -119,7 +120,8 @@ def cell_regression(
         tensor(True)
     """
     x, y, guess = (tensor.detach().to("cpu", torch.double) for tensor in (masks, scores, prior))
-    constant = y.amax(1) - y.amin(1) <= _CONSTANT * y.abs().amax(1)
+    finite = y.isfinite().all(1)
+    constant = finite & (y.amax(1) - y.amin(1) <= _CONSTANT * y.abs().amax(1))
     x, y = x - x.mean(0), y - y.mean(1, keepdim=True)
     root = torch.eye(x.shape[1], dtype=torch.double, device="cpu")
     if covariance is not None:
@@ -128,7 +130,8 @@ def cell_regression(
     left, sizes, right = torch.linalg.svd(x @ root, full_matrices=False)
     total = sizes.square().sum()
     if not total > 0:
-        return torch.where(y.isfinite().all(1)[:, None], 0.0, torch.nan) * guess, torch.zeros_like(guess)
+        nothing = torch.where(finite[:, None], 0.0, torch.nan).expand_as(guess)
+        return nothing.clone(), nothing.clone()
     ratios = torch.tensor(_RATIOS, dtype=torch.double, device="cpu")[:, None] * len(x) / total
     spread = 1 + ratios * sizes.square()  # (R, C)
     scores_in, guess_in = y @ left, guess @ x.T @ left  # (N, C)
@@ -146,4 +149,5 @@ def cell_regression(
     weights = scale * guess + (ratio * sizes / spread * (scores_in - scale * guess_in)) @ axes.T
     share = root.square().sum(1) - (ratio * sizes.square() / spread) @ axes.square().T
     errors = (noise[:, None] * ratio * share.clamp_min(0)).sqrt()
-    return torch.where(constant[:, None], 0.0, weights), torch.where(constant[:, None], 0.0, errors)
+    weights, errors = (torch.where(constant[:, None], 0.0, result) for result in (weights, errors))
+    return tuple(torch.where(finite[:, None], result, torch.nan) for result in (weights, errors))  # type: ignore[return-value]

@@ -31,8 +31,8 @@ normalize (bool, optional): Stretch the positive part of each map to [0, 1]. Oth
     already.
     Default: True""",
     "area": """\
-area (float, optional): Raise each mask to the power at which its mean is this
-    (:func:`captum_fusion.functional.with_area`), so that maps are compared at equal area.
+area (float, optional): Raise each mask to the power at which its mean is this, above 0 and below 1, so that maps are
+    compared at equal area (:func:`captum_fusion.functional.with_area`, which says what happens to sparse masks).
     Default: None (masks as they are)""",
     "mask_inputs": """\
 mask_inputs (sequence of int, optional): The indices of the inputs that are changed, all at the same pixels.

@@ -6,7 +6,7 @@
 ``--data`` is a folder with a ``builders.py`` and ``val_boxes_dev`` (photographs with boxes). Every network explains its
 prediction for every photograph with every method. A run that was stopped continues. ``--scores`` names the folder of
 channel scores that the first command wrote: Score-CAM, UnionCAM and Fusion-CAM take them from there instead of
-computing them again, and the maps are the same. Samples and seconds are measured in a run of their own without it.
+computing them again, and the maps are the same. Forward samples are counted on the first photograph without them.
 ``--slow`` is the number of photographs for methods and metrics that need thousands of samples for each; with 0 they are
 left out, and no report is written.
 """
@@ -64,6 +64,7 @@ class StoredScoreCAM(LayerScoreCAM):
         scores = self.stored.get(digest(tensor.activations))
         if scores is None:
             return super()._evaluator(tensor)
+        scores = scores.to(tensor.activations.device)
         return lambda examples, channels: scores[examples, channels]
 
 
@@ -118,11 +119,11 @@ def top_score_cam(model: nn.Module, layer: nn.Module, inputs: Tensor, target: An
 def kernel_shap(model: nn.Module, layer: nn.Module, inputs: Tensor, target: Any) -> Any:
     """Captum's KernelShap on the 7 x 7 cells of the grid, whose masks have hard edges."""
     size = inputs.shape[2:]
-    cells = nn.functional.interpolate(torch.arange(49.0).reshape(1, 1, 7, 7), size=tuple(size), mode="nearest").long()
+    cells = nn.functional.interpolate(torch.arange(49.0).reshape(1, 1, 7, 7), size=tuple(size), mode="nearest")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return KernelShap(lambda x: model(x).softmax(1)).attribute(
-            inputs, target=target, feature_mask=cells, n_samples=512, perturbations_per_eval=4
+            inputs, target=target, feature_mask=cells.long().to(inputs.device), n_samples=512, perturbations_per_eval=4
         )
 
 
@@ -135,7 +136,7 @@ def opti_cam(model: nn.Module, layer: nn.Module, inputs: Tensor, target: Any, st
             model(inputs)
     finally:
         hook.remove()
-    logits = torch.ones(kept[0].shape[:2], requires_grad=True)
+    logits = torch.ones(kept[0].shape[:2], device=inputs.device, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.1)
 
     def combined() -> Tensor:
@@ -144,7 +145,7 @@ def opti_cam(model: nn.Module, layer: nn.Module, inputs: Tensor, target: Any, st
     with torch.enable_grad():
         for _ in range(steps):
             masks = functional.normalize(functional.upsample(combined(), inputs.shape[2:]))
-            loss = -model(masks * inputs).gather(1, torch.as_tensor(target).reshape(-1, 1)).sum()
+            loss = -model(masks * inputs).gather(1, torch.as_tensor(target, device=inputs.device).reshape(-1, 1)).sum()
             (logits.grad,) = torch.autograd.grad(loss, logits)
             optimizer.step()
     return combined().detach()

@@ -123,7 +123,9 @@ def mean_table(values: Values, methods: Sequence[str], samples: Callable[[str], 
             for metric in values.metrics
         ]
         rows.append([method, samples(method), *cells])
-    return table(["method", "forward samples", *(COLUMNS[metric].heading for metric in values.metrics)], rows)
+    return table(
+        ["method", "forward samples, first photograph", *(COLUMNS[metric].heading for metric in values.metrics)], rows
+    )
 
 
 def network_table(values: Values, method: str) -> list[str]:
@@ -207,7 +209,8 @@ def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: 
             "",
             "Bold: better, significant at 5 % by paired t-tests with Holm's correction over the networks and the",
             "metrics ins - del, AD and ROAD.",
-            f"Worse by more than the margins: {'; '.join(worse) if worse else 'nowhere'}.",
+            f"Means that are worse by more than the margins (ins - del 0.01, AD 2 points, ADCC 0.02, energy 0.03): "
+            f"{'; '.join(worse) if worse else 'none'}.",
             "",
             *network_table(values, method),
         ]
