@@ -236,8 +236,8 @@ class Tile(NamedTuple):
     place: tuple[int, int, int, int]
 
 
-#: The pictures: their size and their tiles. The tiles of the mosaic were chosen by a random search for parts in which the
-#: network gives both classes a high probability.
+#: The pictures: their size and their tiles. The mosaic's tiles were found by a random search for parts of the originals
+#: in which the network gives both classes a high probability.
 PICTURES = {
     "cat_and_coffee": (
         (448, 448),
