@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_fusion import LayerFusionCAM, LayerScoreCAM, functional
+from captum_fusion import LayerFusionCAM, functional
 from captum_fusion._commands.common import CommandError, add_output, check_folder, scores, write_figure
 from captum_fusion.attr.fusion import single
 
@@ -27,7 +27,9 @@ def add(commands: Any) -> None:
         description="Explain a bundled photograph to the bundled network, a SqueezeNet 1.1 trained on ImageNet, once "
         "for each of two classes. Needs no network connection. Writes captum_fusion_demo.png.",
     )
-    parser.add_argument("--photograph", metavar="NAME", help="a bundled photograph of two objects (default: two_dogs)")
+    parser.add_argument(
+        "--photograph", metavar="NAME", help="a bundled photograph of two objects (default: cat_and_coffee)"
+    )
     add_output(parser)
     parser.set_defaults(run=run)
 
@@ -46,8 +48,7 @@ def run(options: argparse.Namespace) -> None:
     target = list(photograph.labels)
     names = [photographs.CLASSES[label] for label in target]
     inputs = photographs.preprocess(photograph.image).repeat(2, 1, 1, 1)
-    region = LayerScoreCAM(model, model.features, max_evaluations=56)  # nearly the full map, at a fraction of its cost
-    fusion = LayerFusionCAM(model, model.features, region_method=region)
+    fusion = LayerFusionCAM.fast(model, model.features)
     maps, details = single(fusion.attribute(inputs, target, return_details=True))
     alone = scores(model, inputs * maps, target)
     picture, masks = _seen(photograph)
@@ -60,6 +61,7 @@ def run(options: argparse.Namespace) -> None:
     write_figure(path, visualize_fusion(picture.expand(2, -1, -1, -1), maps, details, titles=titles))
     print(f"wrote {path}")
     print("Next, a picture of your own: captum-fusion explain PICTURE.jpg")
+    print("Other classes, methods and layers, in the browser: captum-fusion explore --open")
 
 
 def _seen(photograph: Photograph) -> tuple[Tensor, Tensor]:
