@@ -111,21 +111,26 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def mean_table(values: Values, methods: Sequence[str], samples: Callable[[str], str]) -> list[str]:
-    """Every method: its mean over networks and photographs; the reference's value, and differences to it."""
+    """Every method: its mean over networks and photographs; the reference's value, and differences to it.
+
+    Methods and metrics that no photograph has on all networks are left out.
+    """
+    metrics = [metric for metric in values.metrics if len(values.over_networks(REFERENCE, metric))]
     rows = []
     for method in methods:
+        if not any(len(values.over_networks(method, metric)) for metric in metrics):
+            continue
         cells = [
             shown(
                 values.over_networks(method, metric, difference=method != REFERENCE),
                 COLUMNS[metric].digits,
                 signed=method != REFERENCE,
             )
-            for metric in values.metrics
+            for metric in metrics
         ]
         rows.append([method, samples(method), *cells])
-    return table(
-        ["method", "forward samples, first photograph", *(COLUMNS[metric].heading for metric in values.metrics)], rows
-    )
+    header = ["method", "forward samples, first photograph", *(COLUMNS[metric].heading for metric in metrics)]
+    return table(header, rows)
 
 
 def network_table(values: Values, method: str) -> list[str]:
@@ -162,12 +167,12 @@ def verdict(values: Values, method: str) -> list[str]:
 
 
 def price_figure(values: Values, methods: Sequence[str], samples: Callable[[str], float]) -> Figure:
-    """Insertion minus deletion and ROAD against forward samples, means over networks and photographs."""
+    """Paired differences of insertion minus deletion and of ROAD to the reference, against forward samples."""
     metrics = [metric for metric in ("overall", "road") if metric in values.metrics]
     figure = Figure(figsize=(5.6 * len(metrics), 4.4), layout="constrained")
     for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
         for i, method in enumerate(methods):
-            mean, low, high = interval(values.over_networks(method, metric))
+            mean, low, high = interval(values.over_networks(method, metric, difference=True))
             ours = method in ("Fusion-CAM, fast", "Fusion-CAM, best", "cell regression", "Fusion-CAM, 128 cell masks")
             axes.errorbar(
                 samples(method), mean, [[mean - low], [high - mean]], marker="o" if ours else "s", capsize=2,
@@ -175,7 +180,9 @@ def price_figure(values: Values, methods: Sequence[str], samples: Callable[[str]
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_xlabel("forward samples per image")
-        axes.set_ylabel({"overall": "insertion - deletion", "road": "ROAD"}[metric])
+        axes.set_ylabel(f"{dict(overall='insertion - deletion', road='ROAD')[metric]}, minus {REFERENCE}'s")
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return figure
