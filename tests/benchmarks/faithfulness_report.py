@@ -180,7 +180,8 @@ def price_figure(values: Values, methods: Sequence[str], samples: Callable[[str]
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_xlabel("forward samples per image")
-        axes.set_ylabel(f"{dict(overall='insertion - deletion', road='ROAD')[metric]}, minus {REFERENCE}'s")
+        name = "insertion - deletion" if metric == "overall" else "ROAD"
+        axes.set_ylabel(f"{name}, minus {REFERENCE}'s")
         axes.axhline(0, color="black", linewidth=0.8)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
