@@ -164,6 +164,32 @@ class Linear(nn.Module):
         return (self.layer(x) * self.values).flatten(1).sum(1)
 
 
+class Symmetric(Linear):
+    """A linear score plus one that is the same for a mask and its complement."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        linear = (self.layer(x) * self.values).flatten(1).sum(1)
+        return linear + 1000 * (x - 0.5).flatten(1).prod(1)
+
+
+def test_interactions_of_an_even_number_of_cells_do_not_matter() -> None:
+    x = torch.ones(1, 1, 2, 2)
+    found = []
+    for model in (Linear(2, 2).eval(), Symmetric(2, 2).eval()):
+        model.values.data = model.values.data[:, :1]
+        method = LayerRegressionCAM(model, model.layer, n_masks=16, score_fn="identity")
+        found.append(method.attribute(x, return_details=True)[1])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_one_pair_of_masks() -> None:
+    model, x = Linear(2, 2).eval(), images(1, 2, 2, 2)
+    _, details = LayerRegressionCAM(model, model.layer, n_masks=2, score_fn="identity").attribute(
+        x, return_details=True
+    )
+    assert details.weights.abs().max() > 0
+
+
 @pytest.mark.parametrize("size", [(12,), (8, 6), (6, 4, 6)])
 def test_weights_of_a_linear_network(size: tuple[int, ...]) -> None:
     """A cell's weight is the score of the input under the cell's upsampled mask alone."""
@@ -198,8 +224,8 @@ def test_the_grid_is_no_finer_than_the_layer() -> None:
 def test_cost() -> None:
     model = make()
     counter, x = Counter(model), images(2, 3, 8, 8)
-    LayerRegressionCAM(counter, model.relu2, n_masks=31).attribute(x, 1)
-    assert counter.rows == 2 * 32
+    LayerRegressionCAM(counter, model.relu2, n_masks=30).attribute(x, 1)
+    assert counter.rows == 2 * 31
 
 
 def wide() -> nn.Module:
@@ -266,6 +292,7 @@ def test_constant_and_non_finite_networks() -> None:
     ("options", "message"),
     [
         ({"n_masks": 1}, "n_masks must be an int of at least 2"),
+        ({"n_masks": 31}, "n_masks must be even, since masks are pairs of complements, not 31"),
         ({"grid_size": 0}, "grid_size must be an int of at least 1"),
         ({"seed": -1}, "seed must be an int of at least 0"),
         ({"score_fn": "tanh"}, "score_fn"),

@@ -36,11 +36,11 @@ class RegressionDetails(NamedTuple):
 class LayerRegressionCAM(DetailedCAM):
     """Regression of the score on the cells of a grid: where the input must be shown for the score to rise.
 
-    In random smooth masks, each cell of a coarse grid shows the input with probability 1/2. A Bayesian linear
-    regression of the masked scores on the cells gives each cell a weight, with Grad-CAM's map as the first guess
-    (:func:`captum_fusion.functional.cell_regression`). The map is the ReLU of the weights, upsampled to the layer's
-    size, not normalised. The number of masked samples does not depend on the number of channels, and the layer enters
-    only through Grad-CAM's map. All examples share the same masks.
+    In random smooth masks, each cell of a coarse grid shows the input with probability 1/2. Masks are pairs of
+    complements. A Bayesian linear regression of the differences of the pairs' scores on the cells gives each cell a
+    weight, with Grad-CAM's map as the first guess (:func:`captum_fusion.functional.cell_regression`). The map is the
+    ReLU of the weights, upsampled to the layer's size, not normalised. The number of masked samples does not depend on
+    the number of channels, and the layer enters only through Grad-CAM's map. All examples share the same masks.
     Cost per example: one forward and one backward sample, and ``n_masks`` masked samples.
 
     The masks are those of RISE without shifts, in complementary pairs: V. Petsiuk, A. Das, K. Saenko, "RISE: Randomized
@@ -85,7 +85,7 @@ class LayerRegressionCAM(DetailedCAM):
     ) -> None:
         """Args:
         {constructor_args}
-        n_masks (int, optional): Number of masks.
+        n_masks (int, optional): Number of masks, even.
             Default: 512
         grid_size (int, optional): Number of cells along each spatial dimension; fewer if the layer has fewer
             positions.
@@ -98,6 +98,8 @@ class LayerRegressionCAM(DetailedCAM):
         """
         DetailedCAM.__init__(self, forward_func, layer, device_ids, reshape=reshape)
         self.n_masks, self.grid_size = count("n_masks", n_masks, 2), count("grid_size", grid_size)
+        if self.n_masks % 2:
+            raise ValueError(f"n_masks must be even, since masks are pairs of complements, not {n_masks}")
         self.score_fn = checked_score_fn(score_fn)
         self.seed = count("seed", seed, 0)
 
@@ -114,12 +116,20 @@ class LayerRegressionCAM(DetailedCAM):
             return formulas.upsample(shown, size)
 
         scores = tensor.masked_scores(masks, owners, formulas.score_function(self.score_fn))
+        pairs = self._differences(scores.reshape(self.n_masks, examples).T)
         first_guess = formulas.grid_means(formulas.grad_cam(activations, tensor.gradients).relu(), grid)
         weights, errors = (
             result.reshape(examples, 1, *grid)
             for result in formulas.cell_regression(
-                cells, scores.reshape(self.n_masks, examples).T, first_guess.flatten(1)
+                cells[0::2] - cells[1::2], pairs, first_guess.flatten(1), intercept=False
             )
         )
         attribution = formulas.upsample(weights.relu().to(scores), spatial)
         return attribution.to(activations), RegressionDetails(weights, errors)
+
+    @staticmethod
+    def _differences(scores: Tensor) -> Tensor:
+        """Differences of the pairs' scores (N, pairs); 0 if the scores (N, n_masks) are constant up to rounding."""
+        span = scores.amax(1) - scores.amin(1)
+        varies = ~(span <= formulas.FLOOR * scores.abs().amax(1)) | ~scores.isfinite().all(1)
+        return torch.where(varies[:, None], scores[:, 0::2] - scores[:, 1::2], 0.0)

@@ -19,8 +19,8 @@ _CONSTANT = 1e-6
 def antithetic_cells(number: int, cells: int, seed: int = 0) -> Tensor:
     """Random masks in which each cell is 1 with probability 1/2, in pairs of a mask and its complement.
 
-    In such pairs, interactions of an even number of cells are uncorrelated with every single cell. They do not bias
-    least squares, but a model with noise counts them as noise: they increase its shrinkage and its standard errors.
+    The difference of a pair's scores does not contain interactions of an even number of cells, which are the same for
+    a mask and its complement.
 
     Args:
         number (int): Number of masks. If it is odd, the last mask has no complement.
@@ -86,7 +86,7 @@ def grid_means(maps: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def cell_regression(
-    masks: Tensor, scores: Tensor, prior: Tensor, covariance: Tensor | None = None
+    masks: Tensor, scores: Tensor, prior: Tensor, covariance: Tensor | None = None, intercept: bool = True
 ) -> tuple[Tensor, Tensor]:
     r"""Weights of the cells in a linear model of masked scores, and their standard errors.
 
@@ -106,10 +106,13 @@ def cell_regression(
         scores (Tensor): Of shape (N, M).
         prior (Tensor): First guess of the weights, up to a factor, of shape (N, C).
         covariance (Tensor, optional): Positive definite, of shape (C, C). Default: None (the identity)
+        intercept (bool, optional): Whether the model has the intercept ``b``. It has none if masks and scores are
+            differences of pairs. Default: True
 
     Returns:
         tuple[Tensor, Tensor]: Weights and standard errors, each of shape (N, C), float64, on the CPU. Both are 0 for
-        examples whose scores are constant, and NaN for examples with a score that is not finite.
+        examples whose scores are constant (0 without an intercept), and NaN for examples with a score that is not
+        finite.
 
     Examples::
 
@@ -121,8 +124,10 @@ def cell_regression(
     """
     x, y, guess = (tensor.detach().to("cpu", torch.double) for tensor in (masks, scores, prior))
     finite = y.isfinite().all(1)
-    constant = finite & (y.amax(1) - y.amin(1) <= _CONSTANT * y.abs().amax(1))
-    x, y = x - x.mean(0), y - y.mean(1, keepdim=True)
+    constant = finite & ~y.any(1)
+    if intercept:
+        constant = finite & (y.amax(1) - y.amin(1) <= _CONSTANT * y.abs().amax(1))
+        x, y = x - x.mean(0), y - y.mean(1, keepdim=True)
     root = torch.eye(x.shape[1], dtype=torch.double, device="cpu")
     if covariance is not None:
         root = torch.linalg.cholesky(covariance.detach().to("cpu", torch.double))
@@ -134,14 +139,15 @@ def cell_regression(
         return nothing.clone(), nothing.clone()
     ratios = torch.tensor(_RATIOS, dtype=torch.double, device="cpu")[:, None] * len(x) / total
     spread = 1 + ratios * sizes.square()  # (R, C)
+    freedom = len(x) - intercept
     scores_in, guess_in = y @ left, guess @ x.T @ left  # (N, C)
     outside = (y.square().sum(1) - scores_in.square().sum(1)).clamp_min(0)
     cross = (scores_in * guess_in) @ (1 / spread).T  # (N, R)
     power = guess_in.square() @ (1 / spread).T
     scale = torch.where(power > 0, cross.clamp_min(0) / torch.where(power > 0, power, 1.0), 0.0)
     misfit = outside[:, None] + scores_in.square() @ (1 / spread).T - 2 * scale * cross + scale.square() * power
-    noise = misfit.clamp_min(torch.finfo(torch.double).tiny) / (len(x) - 1)
-    evidence = -(len(x) - 1) / 2 * noise.log() - spread.log().sum(1) / 2
+    noise = misfit.clamp_min(torch.finfo(torch.double).tiny) / freedom
+    evidence = -freedom / 2 * noise.log() - spread.log().sum(1) / 2
     best = evidence.argmax(1)
     chosen = torch.arange(len(y), device="cpu"), best
     scale, noise, spread, ratio = scale[chosen][:, None], noise[chosen], spread[best], ratios[best]
@@ -149,5 +155,5 @@ def cell_regression(
     weights = scale * guess + (ratio * sizes / spread * (scores_in - scale * guess_in)) @ axes.T
     share = root.square().sum(1) - (ratio * sizes.square() / spread) @ axes.square().T
     errors = (noise[:, None] * ratio * share.clamp_min(0)).sqrt()
-    weights, errors = (torch.where(constant[:, None], 0.0, result) for result in (weights, errors))
-    return tuple(torch.where(finite[:, None], result, torch.nan) for result in (weights, errors))  # type: ignore[return-value]
+    known = torch.where(finite & ~constant, 1.0, torch.where(constant, 0.0, torch.nan))[:, None]
+    return known * weights.nan_to_num(), known * errors.nan_to_num()
