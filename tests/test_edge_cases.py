@@ -25,6 +25,7 @@ from captum_fusion import (
     LayerFDCAM,
     LayerFusionCAM,
     LayerReciproCAM,
+    LayerRegressionCAM,
     LayerScoreCAM,
     LayerShapCAM,
     LayerUnionCAM,
@@ -69,7 +70,9 @@ def test_dead_layer_gives_zeros(cls: Any, value: float) -> None:
     counted = Counter(model)
     result = cls(counted, model.conv).attribute(images(2, 3, 8, 8), [0, 1])
     assert result.isfinite().all()
-    if cls in FUSIONS or issubclass(cls, MaskedCAM):
+    if cls is LayerRegressionCAM:
+        assert (result == 0).all(), "the scores of all masks are the same"
+    elif cls in FUSIONS or issubclass(cls, MaskedCAM):
         assert (result == 0).all(), "a constant channel cannot mask"
         assert counted.rows <= 2 * 5, "dead channels take no masked sample"
     elif value == 0 and cls is not LayerReciproCAM:

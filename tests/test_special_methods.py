@@ -505,6 +505,7 @@ def test_the_catalogue_names_every_public_method() -> None:
     public -= {
         captum_fusion.FusionDetails,
         captum_fusion.IntegrativeDetails,
+        captum_fusion.RegressionDetails,
         captum_fusion.SavedWork,
         captum_fusion.SearchDetails,
     }
