@@ -310,7 +310,8 @@ class BoxScore(nn.Module):
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise ValueError(f"classes: labels go up to {int(labels.max())}, and classes is {self.classes}")
         overlap = scores * box_iou(found["boxes"], box.to(found["boxes"])[None])[:, 0]
-        return overlap.new_zeros(self.classes).scatter_reduce(0, labels.long(), overlap, "amax", include_self=True)
+        nothing: Tensor = overlap.new_zeros(self.classes)
+        return nothing.scatter_reduce(0, labels.long(), overlap, "amax", include_self=True)
 
 
 class Similarity(nn.Module):

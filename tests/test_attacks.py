@@ -135,7 +135,7 @@ class ChangesItsInput(FlatHead):
         return y if scale is None else y * scale.mul_(2.0)
 
 
-class DoesNot(FlatHead):
+class Untouched(FlatHead):
     def forward(self, x: Tensor, scale: Tensor | None = None, power: int = 1) -> Tensor:
         y = super().forward(x * 0.5 + 0.25)
         return y if scale is None else y * (scale * 2.0)
@@ -143,7 +143,7 @@ class DoesNot(FlatHead):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_network_that_changes_its_input_in_place(cls: Any) -> None:
-    changing, usual, x = make(ChangesItsInput), make(DoesNot), images(2, 3, 8, 8)
+    changing, usual, x = make(ChangesItsInput), make(Untouched), images(2, 3, 8, 8)
     before, scale = x.clone(), torch.tensor([[1.0] * 5, [2.0] * 5])
     arguments: Any = (x, [1, 2], scale)
     same(cls(changing, changing.relu2).attribute(*arguments), cls(usual, usual.relu2).attribute(*arguments))
@@ -159,7 +159,7 @@ def test_a_network_that_changes_its_input_in_place_shows_its_layers() -> None:
 
 
 def test_metrics_of_a_network_that_changes_its_input_in_place() -> None:
-    changing, usual, x = make(ChangesItsInput), make(DoesNot), images(2, 3, 8, 8)
+    changing, usual, x = make(ChangesItsInput), make(Untouched), images(2, 3, 8, 8)
     before, maps = x.clone(), torch.rand(2, 1, 8, 8)
 
     def explain(inputs: Tensor, target: Any = None) -> Tensor:
