@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from captum_fusion import functional as formulas
 from captum_fusion._captum import log_usage
 from captum_fusion._passes.call import Call
+from captum_fusion._passes.modes import exclusive
 from captum_fusion._types import Target, TensorOrTupleOfTensors
 from captum_fusion.attr._bases import CAM, SeveralTargets
 from captum_fusion.attr._components import inner
@@ -148,7 +149,7 @@ class GuidedFusionCAM(GradientAttribution, SeveralTargets):
                 f"layer_method must return one tensor, not a {type(maps).__name__}; choose a layer that returns one "
                 "tensor, and request no further results in layer_kwargs"
             )
-        with warnings.catch_warnings():
+        with exclusive(), warnings.catch_warnings():  # filters of warnings are those of all threads
             warnings.filterwarnings("ignore", "Setting backward hooks")  # captum removes them again
             guided = call.attribute_with(self.guided_backprop, True, **shared)
         weights = maps.detach().sum(1, keepdim=True).relu()
