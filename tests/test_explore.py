@@ -26,12 +26,14 @@ from torch import Tensor, nn
 import captum_fusion
 from captum_fusion import LayerScoreCAM, functional, models
 from captum_fusion.__main__ import main
+from captum_fusion._pictures import visible_box
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.demo import digits
+from captum_fusion.evaluation.cost import cost
 from captum_fusion.evaluation.data import load_image
 from captum_fusion.explore import Contrast, bundle, drawing, sources, text
-from captum_fusion.explore.pictures import Picture, read, visible_box
-from captum_fusion.explore.recipes import Recipe, checked, cost
+from captum_fusion.explore.pictures import Picture, read
+from captum_fusion.explore.recipes import Recipe, checked
 from captum_fusion.explore.session import CancelledError, Question, Session, Watch, top_share
 from captum_fusion.visualization import MODES
 
@@ -140,8 +142,8 @@ def test_a_formula_that_is_not_understood_has_no_cost(monkeypatch: pytest.Monkey
     method = METHODS["grad-cam"]
     changed = type(method)(method.cls, method.info._replace(cost="K log K"))
     monkeypatch.setitem(METHODS, "grad-cam", changed)
-    assert cost(Recipe("grad-cam"), 8, 9) is None
-    assert cost(Recipe("fusion-cam", "grad-cam", "rise"), 8, 9) is None
+    assert cost("grad-cam", 8, 9) is None
+    assert cost("fusion-cam", 8, 9, ("grad-cam", "rise")) is None
     assert text.price(None) == ""
 
 

@@ -16,7 +16,7 @@ from captum_fusion import functional as formulas
 from captum_fusion import models
 from captum_fusion._arguments import near_misses
 from captum_fusion._types import Reshape
-from captum_fusion.attr import LayerFusionCAM, LayerUnionCAM
+from captum_fusion.attr import FusionDetails, LayerFusionCAM, LayerUnionCAM
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.attr.fusion import single
 from captum_fusion.evaluation.fingerprints import describe, fingerprint_of
@@ -278,6 +278,29 @@ def build(
     return BuiltMethod(spec.name, explain)
 
 
+def heat_map(method: BuiltMethod, inputs: Tensor, target: int) -> tuple[Tensor, FusionDetails | None]:
+    """A method's map in the input's size, and the details of a fusion.
+
+    Args:
+        method (BuiltMethod): The method.
+        inputs (Tensor): One input of the network, (1, C, H, W).
+        target (int): The class.
+
+    Returns:
+        tuple: The map, (1, 1, H, W) in [0, 1], and the details; None for methods that are no fusion.
+
+    Raises:
+        ValueError: If the layer has no spatial dimensions.
+        TypeError: If the method returns anything but one tensor.
+    """
+    if isinstance(method.attribution, (LayerFusionCAM, LayerUnionCAM)):
+        return single(method.attribution.attribute(inputs, target, return_details=True))
+    raw = method(inputs, target)
+    if raw.dim() != inputs.dim():
+        raise ValueError("the layer must return one tensor (N, channels, height, width)")
+    return formulas.normalize(formulas.upsample(raw.sum(1, keepdim=True).relu(), inputs.shape[2:])), None
+
+
 def check(text: str) -> None:
     """Check that a spec names a method, before a network is loaded for it.
 
@@ -339,9 +362,6 @@ def _catalogued(spec: MethodSpec, explained: ExplainedLayers, defaults: Mapping[
     if stage == "sum" and name == "union-cam":
         options["theta"] = 0  # its denoising is part of the gradient map
     layers = explained.stages if fuses_stages(name) and explained.stages else explained.layers
-    presets = METHODS[name].info.presets
-    if "preset" in options and options["preset"] not in presets:
-        raise ValueError(f"methods: {name}: preset must be one of {', '.join(presets)}, not {options['preset']!r}")
     for component in _components_of(name):
         if component in options:
             shared = {**defaults, **{key: options[key] for key in ("score_fn",) if key in options}}

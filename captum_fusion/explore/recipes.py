@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -42,6 +40,11 @@ class Recipe(NamedTuple):
         """A short title."""
         parts = [part for part in self._components().values() if part is not None]
         return self.method + (f" ({' + '.join(parts)})" if parts else "")
+
+    @property
+    def components(self) -> tuple[str | None, ...]:
+        """The specs of a fusion's components, None for the method's own; () for other methods."""
+        return tuple(self._components().values())
 
     def _components(self) -> dict[str, str | None]:
         """The given components, as far as the method takes them."""
@@ -153,77 +156,3 @@ def checked(specs: Sequence[str]) -> Sequence[str]:
     for spec in specs:
         Recipe(spec).construction((), {})
     return specs
-
-
-# ----------------------------------------------------------------------------------------------------------------- cost
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a map costs.
-
-    Attributes:
-        forward_samples: Samples that go through the whole network.
-        backward_samples: Samples that come back.
-        layer_samples: Forward samples that begin at the layer.
-    """
-
-    forward_samples: float
-    backward_samples: float = 0.0
-    layer_samples: float = 0.0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.forward_samples + other.forward_samples,
-            self.backward_samples + other.backward_samples,
-            self.layer_samples + other.layer_samples,
-        )
-
-
-def cost(recipe: Recipe, channels: int, positions: int) -> Cost | None:
-    """The cost of a recipe, from the catalogue's formulas.
-
-    Args:
-        recipe (Recipe): The method.
-        channels (int): The live channels of the layer.
-        positions (int): The positions of the layer.
-
-    Returns:
-        Cost or None: None if a formula is not understood.
-
-    Examples::
-
-        >>> cost(Recipe("score-cam"), 512, 169).forward_samples
-        513.0
-        >>> cost(Recipe("fusion-cam:max_evaluations=64"), 512, 169)
-        Cost(forward_samples=69.0, backward_samples=1.0, layer_samples=0.0)
-        >>> cost(Recipe("fusion-cam", "grad-cam", "ablation-cam"), 512, 169).layer_samples
-        512.0
-    """
-    spec = methods.parse(recipe.method)
-    limit = spec.options.get("max_evaluations")
-    live = channels if limit is None else min(channels, int(limit))
-    parts = [getattr(recipe, name) for name in COMPONENTS.get(spec.name, ())]
-    if not any(parts):
-        return _evaluated(METHODS[spec.name].info.cost, live, positions)
-    total: Cost | None = Cost(4.0)  # the baseline, both components, and the union
-    for part, usual in zip(parts, ("grad-cam", "score-cam")[-len(parts) :], strict=True):
-        name = part or usual
-        searched = methods.takes(methods.parse(name).name, "max_evaluations")
-        own = cost(Recipe(name), live if searched else channels, positions)
-        total = None if own is None or total is None else total + own
-    return total
-
-
-def _evaluated(formula: str, channels: int, positions: int) -> Cost | None:
-    """The value of a formula such as ``"1, 1 b, 2 K + 1 (layer)"``."""
-    symbols = {"": 1, "K": channels, "Z": positions, "(Z - 1)": positions - 1}
-    totals = {"": 0.0, " b": 0.0, " (layer)": 0.0}
-    for part in formula.split(", "):
-        unit = next((unit for unit in (" b", " (layer)") if part.endswith(unit)), "")
-        for term in part.removesuffix(unit).split(" + "):
-            matched = re.fullmatch(r"(\d*) ?(.*)", term)
-            if matched is None or matched[2] not in symbols:
-                return None
-            totals[unit] += int(matched[1] or 1) * symbols[matched[2]]
-    return Cost(*totals.values())

@@ -13,22 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_fusion import FusionDetails, LayerFusionCAM, LayerUnionCAM, functional, layers, models
+from captum_fusion import FusionDetails, functional, layers, models
 from captum_fusion._passes.pace import now
 from captum_fusion.attr.catalog import METHODS
-from captum_fusion.attr.fusion import single
 from captum_fusion.evaluation import methods
+from captum_fusion.evaluation.cost import BACKWARD, Cost, cost
 from captum_fusion.evaluation.fingerprints import fingerprint_of
 from captum_fusion.evaluation.network import Meter
 from captum_fusion.explore import pictures
 from captum_fusion.explore.pictures import Picture
-from captum_fusion.explore.recipes import Cost, Recipe, cost
+from captum_fusion.explore.recipes import Recipe
 
 #: How many maps are kept.
 KEPT = 64
-
-#: The time of a backward sample, in forward samples. For estimates.
-_BACKWARD = 2.0
 
 
 class CancelledError(Exception):
@@ -301,10 +298,10 @@ class Session:
         if name not in self.layers or methods.parse(recipe.method).name not in METHODS:
             return None
         channels, height, width = self.layers[name]
-        found = cost(recipe, picture.live.get(name, channels), height * width)
+        found = cost(recipe.method, picture.live.get(name, channels), height * width, recipe.components)
         if found is None:
             return None
-        samples = found.forward_samples + _BACKWARD * found.backward_samples + self._rest[name] * found.layer_samples
+        samples = found.forward_samples + BACKWARD * found.backward_samples + self._rest[name] * found.layer_samples
         return found, samples * self.seconds
 
     def has(self, picture: Picture, question: Question, recipe: Recipe) -> bool:
@@ -345,14 +342,15 @@ class Session:
             made = recipe.construction(names, {} if self.score_fn is None else {"score_fn": self.score_fn})
             attribution = made.build(self.model, network)
             with Meter(self.model, self.device) as meter:
-                heat, details = heat_map(attribution, picture.inputs, index)
+                method = methods.BuiltMethod(recipe.label, attribution.attribute, attribution)
+                heat, details = methods.heat_map(method, picture.inputs, index)
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             raise ValueError(f"{recipe.label} on layer {', '.join(names)}: {models.first_line(error)}") from error
         finally:
             handle.remove()
         forward, backward, seconds = meter.costs.values()
         if forward >= 16:
-            self.seconds = seconds / (forward + _BACKWARD * backward)
+            self.seconds = seconds / (forward + BACKWARD * backward)
         score, kept = self.scores(torch.cat([picture.inputs, picture.inputs * heat]), pair)[:, index].tolist()
         return Explanation(
             recipe,
@@ -396,21 +394,6 @@ class Session:
         size = max(inputs.shape[2:]) // 8 * 2 + 1
         blurred: Tensor = gaussian_blur(inputs, [size, size], [size / 4, size / 4])
         return blurred
-
-
-def heat_map(attribution: Any, inputs: Tensor, target: int) -> tuple[Tensor, FusionDetails | None]:
-    """The map of an attribution in the input's size, (1, 1, H, W) in [0, 1], and the steps of a fusion.
-
-    Raises:
-        ValueError: If the layer has no spatial dimensions.
-    """
-    if isinstance(attribution, (LayerFusionCAM, LayerUnionCAM)):
-        return single(attribution.attribute(inputs, target, return_details=True))
-    raw = attribution.attribute(inputs, target=target)
-    if not isinstance(raw, Tensor) or raw.dim() != inputs.dim():
-        raise ValueError("the layer must return one tensor (N, channels, height, width)")
-    heat = raw.detach().sum(1, keepdim=True).relu()
-    return functional.normalize(functional.upsample(heat, inputs.shape[2:])), None
 
 
 def top_share(heat: Tensor, share: float) -> Tensor:

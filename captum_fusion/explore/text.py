@@ -7,7 +7,7 @@ from html import escape
 
 from torch import Tensor
 
-from captum_fusion.explore.recipes import Cost
+from captum_fusion.evaluation.cost import Cost, duration
 from captum_fusion.explore.session import Explanation
 from captum_fusion.models import BUNDLED
 
@@ -58,19 +58,6 @@ def percent(score: float) -> str:
         ('63 %', '0.4 %', '100 %')
     """
     return f"{score:.1%}".replace("%", " %") if 0 < score < 0.0095 else f"{score:.0%}".replace("%", " %")
-
-
-def duration(seconds: float) -> str:
-    """An estimated time.
-
-    Examples::
-
-        >>> duration(0.2), duration(12.3), duration(200)
-        ('under 1 s', '12 s', '3 min')
-    """
-    if seconds < 1:
-        return "under 1 s"
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def price(known: tuple[Cost, float] | None) -> str:

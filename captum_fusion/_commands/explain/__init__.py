@@ -23,9 +23,9 @@ from captum_fusion._commands.explain import cost, inputs, page, plan, writing
 from captum_fusion._commands.explain.compute import Progress, explain
 from captum_fusion._commands.explain.inputs import open_image as open_image
 from captum_fusion._commands.explain.writing import Result, Style, Writer
+from captum_fusion._pictures import visible_box
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.evaluation import methods
-from captum_fusion.explore.pictures import visible_box
 
 
 def add(commands: Any, epilog: str) -> None:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from captum_fusion import FusionDetails, LayerFusionCAM, LayerUnionCAM, functional, models, shared_work
+from captum_fusion import FusionDetails, models, shared_work
 from captum_fusion._arguments import printable
 from captum_fusion._commands.common import scores
 from captum_fusion._commands.explain.cost import Estimate
 from captum_fusion._commands.explain.plan import Plan, PlannedMethod
-from captum_fusion.attr.fusion import single
+from captum_fusion.evaluation import methods
 
 
 class Map(NamedTuple):
@@ -120,19 +120,8 @@ def _maps(
     for title, method in planned.items():
         progress.show(title)
         try:
-            yield title, *_map(method, inputs, target)
+            yield title, *methods.heat_map(method.built, inputs, target)
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             if len(planned) == 1:
                 raise
             tqdm.write(printable(f"{title} is left out: {models.first_line(error)}"))
-
-
-def _map(method: PlannedMethod, inputs: Tensor, target: int) -> tuple[Tensor, FusionDetails | None]:
-    """A method's map in the picture's size, (1, 1, H, W) in [0, 1], and the details of a fusion."""
-    if isinstance(method.built.attribution, (LayerFusionCAM, LayerUnionCAM)):
-        return single(method.built.attribution.attribute(inputs, target, return_details=True))
-    raw = method.built(inputs, target)
-    if raw.dim() != inputs.dim():
-        raise ValueError("the layer must return one tensor (N, channels, height, width)")
-    heat = raw.sum(1, keepdim=True).relu()
-    return functional.normalize(functional.upsample(heat, inputs.shape[2:])), None

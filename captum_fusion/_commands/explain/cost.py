@@ -13,13 +13,12 @@ from captum_fusion._commands.explain.plan import Plan
 from captum_fusion._passes.pace import now
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.evaluation import methods
-from captum_fusion.explore.recipes import Recipe, cost
+from captum_fusion.evaluation.cost import BACKWARD, cost, duration
 
 #: A run that is expected to take longer, in seconds, is announced.
 LONG = 10.0
 
-# The time of a backward sample and of a sample that begins at the layer, in forward samples.
-_BACKWARD, _FROM_LAYER = 2.0, 0.3
+_FROM_LAYER = 0.3  # the time of a sample that begins at the layer, in forward samples
 _WORTH_TIMING = 40  # forward samples; a shorter run is not timed in advance
 _COPIES = 4  # samples of the trial
 
@@ -45,11 +44,11 @@ def estimate(plan: Plan, first: Path, pictures: int) -> Estimate:
     for method in plan.methods.values():
         spec = methods.parse(method.spec)
         channels, positions = plan.sizes.get(method.layers[-1], (0, 0))
-        found = cost(Recipe(method.spec), channels, positions) if spec.name in METHODS else None
+        found = cost(method.spec, channels, positions) if spec.name in METHODS else None
         if found is None:
             continue
         samples += found.forward_samples + found.layer_samples
-        work += found.forward_samples + _BACKWARD * found.backward_samples + _FROM_LAYER * found.layer_samples
+        work += found.forward_samples + BACKWARD * found.backward_samples + _FROM_LAYER * found.layer_samples
         if methods.takes(spec.name, "max_evaluations") and "max_evaluations" not in spec.options and channels > 64:
             cheaper = cheaper or f"{spec.name}:max_evaluations=56"
     classes = plan.top or len(plan.targets)
@@ -65,17 +64,6 @@ def announce(found: Estimate, pictures: int) -> None:
     hint = f" (--methods {found.cheaper} costs less)" if found.cheaper else ""
     many = f" for each of {pictures} pictures" if pictures > 1 else ""
     print(f"at most {found.samples} forward samples{many}, about {duration(found.seconds)}{hint}", flush=True)
-
-
-def duration(seconds: float) -> str:
-    """A time in words.
-
-    Examples::
-
-        >>> duration(42.3), duration(400)
-        ('42 s', '7 min')
-    """
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _seconds_of_a_sample(plan: Plan, probe: Tensor) -> float:

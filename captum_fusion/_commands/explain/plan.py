@@ -114,15 +114,18 @@ def _methods(
     names, explained = _explained_layers(model, probe, specs, layer_names(options.layers))
     given = {} if options.score_fn is None else {"score_fn": options.score_fn}
     built: dict[str, PlannedMethod] = {}
+    single: list[ExplainedLayers] = []
+    if len(names) > 1:
+        reshapes = [layers.reshape_of(model, layer, probe) for layer in explained.layers]
+        single = [ExplainedLayers(model, [m], reshape=r) for m, r in zip(explained.layers, reshapes, strict=True)]
     for spec, file in zip(specs, inputs.distinct(map(inputs.file_name, specs)), strict=True):
         if methods.fuses_layers(spec) or len(names) == 1:
             method = methods.build(spec, explained, given, {})
             fused = methods.fuses_layers(spec) and len(explained.layers) > 1
             built[spec] = PlannedMethod(spec, method, tuple(names) if fused else (names[-1],), file)
             continue
-        for name, layer in zip(names, explained.layers, strict=True):
-            reshape = layers.reshape_of(model, layer, probe)
-            method = methods.build(spec, ExplainedLayers(model, [layer], reshape=reshape), given, {})
+        for name, one in zip(names, single, strict=True):
+            method = methods.build(spec, one, given, {})
             built[f"{spec} on {name}"] = PlannedMethod(spec, method, (name,), f"{file}_{inputs.file_name(name)}")
     return built, names
 

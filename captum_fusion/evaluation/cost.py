@@ -1,0 +1,103 @@
+"""What a method costs, from the catalogue's formulas."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from captum_fusion.attr.catalog import METHODS
+from captum_fusion.evaluation import methods
+
+#: The time of a backward sample, in forward samples. For estimates.
+BACKWARD = 2.0
+
+#: The components of a fusion that is given none.
+_USUAL = ("grad-cam", "score-cam")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a map costs.
+
+    Attributes:
+        forward_samples: Samples that go through the whole network.
+        backward_samples: Samples that come back.
+        layer_samples: Forward samples that begin at the layer.
+    """
+
+    forward_samples: float
+    backward_samples: float = 0.0
+    layer_samples: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.forward_samples + other.forward_samples,
+            self.backward_samples + other.backward_samples,
+            self.layer_samples + other.layer_samples,
+        )
+
+
+def cost(text: str, channels: int, positions: int, components: Sequence[str | None] = ()) -> Cost | None:
+    """The cost of a method of the catalogue, from its formula.
+
+    Args:
+        text (str): The method's spec.
+        channels (int): The live channels of the layer.
+        positions (int): The positions of the layer.
+        components (sequence of str or None, optional): The specs of a fusion's components, the region component last;
+            None for its own. Default: () (its own)
+
+    Returns:
+        Cost or None: None if a formula is not understood.
+
+    Examples::
+
+        >>> cost("score-cam", 512, 169).forward_samples
+        513.0
+        >>> cost("fusion-cam:max_evaluations=64", 512, 169)
+        Cost(forward_samples=69.0, backward_samples=1.0, layer_samples=0.0)
+        >>> cost("fusion-cam", 512, 169, ["grad-cam", "ablation-cam"]).layer_samples
+        512.0
+    """
+    spec = methods.parse(text)
+    limit = spec.options.get("max_evaluations")
+    live = channels if limit is None else min(channels, int(limit))
+    if not any(components):
+        return _evaluated(METHODS[spec.name].info.cost, live, positions)
+    total = Cost(4.0)  # the baseline, both components, and the union
+    for part, usual in zip(components, _USUAL[-len(components) :], strict=True):
+        name = part or usual
+        searched = methods.takes(methods.parse(name).name, "max_evaluations")
+        own = cost(name, live if searched else channels, positions)
+        if own is None:
+            return None
+        total += own
+    return total
+
+
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    Examples::
+
+        >>> duration(0.2), duration(42.3), duration(400)
+        ('under 1 s', '42 s', '7 min')
+    """
+    if seconds < 1:
+        return "under 1 s"
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _evaluated(formula: str, channels: int, positions: int) -> Cost | None:
+    """The value of a formula such as ``"1, 1 b, 2 K + 1 (layer)"``."""
+    symbols = {"": 1, "K": channels, "Z": positions, "(Z - 1)": positions - 1}
+    totals = {"": 0.0, " b": 0.0, " (layer)": 0.0}
+    for part in formula.split(", "):
+        unit = next((unit for unit in (" b", " (layer)") if part.endswith(unit)), "")
+        for term in part.removesuffix(unit).split(" + "):
+            matched = re.fullmatch(r"(\d*) ?(.*)", term)
+            if matched is None or matched[2] not in symbols:
+                return None
+            totals[unit] += int(matched[1] or 1) * symbols[matched[2]]
+    return Cost(*totals.values())
