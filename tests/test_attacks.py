@@ -38,7 +38,7 @@ def same(first: Tensor, second: Tensor) -> None:
 class Scaled(Net):
     """Takes a dict or an array as a further argument."""
 
-    def forward(self, x: Tensor, scale: Any = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, scale: Any = None) -> Tensor:
         factor = scale["by"] if isinstance(scale, dict) else torch.as_tensor(scale)
         return super().forward(x) * factor.to(x)
 
@@ -63,7 +63,7 @@ def test_shared_work_does_not_share_for_objects_that_it_cannot_compare() -> None
         by = torch.ones(5)
 
     class Boxed(Net):
-        def forward(self, x: Tensor, box: Any = None) -> Tensor:  # type: ignore[override]
+        def forward(self, x: Tensor, box: Any = None) -> Tensor:
             return super().forward(x) * box.by
 
     model, x, box = make(Boxed), images(2, 3, 8, 8), Box()
@@ -216,7 +216,7 @@ class FailsOnce(Views):
 
     at, calls, message = 5, 0, "the network failed"
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         if self.calls == self.at:
             raise RuntimeError(self.message)

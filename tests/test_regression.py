@@ -113,7 +113,10 @@ def test_standard_errors_are_those_of_repeated_experiments() -> None:
 def test_the_first_guess_helps_where_masks_are_few() -> None:
     masks, guess = antithetic_cells(8, 12), random(50, 12).abs()
     scores = 2 * guess @ masks.T.double() + 0.5 * random(50, 8, seed=1)
-    error = lambda prior: float((cell_regression(masks, scores, prior)[0] - 2 * guess).square().mean())  # noqa: E731
+
+    def error(prior: Tensor) -> float:
+        return float((cell_regression(masks, scores, prior)[0] - 2 * guess).square().mean())
+
     assert error(guess) < 0.5 * error(torch.zeros(50, 12))
 
 

@@ -120,6 +120,16 @@ tolerance (float, optional): End the search when ``1 - correlation`` of the map 
     expected to be below this, with a margin of :data:`captum_fusion.functional.channel_search.DOUBT`.
     Default: None (evaluate ``max_evaluations`` channels)"""
 
+_PRESET_ARGS = """\
+forward_func (callable): As of the constructor.
+layer (Module or list of Modules): As of the constructor. Each layer of a list has its own masked samples.
+device_ids (list of int, optional): As of the constructor.
+    Default: None
+options (Any): Other options of the constructor, except ``region_method`` and ``max_evaluations``."""
+
+_PRESET_RAISES = """\
+TypeError: If ``options`` contains an option that the preset sets, or that does not exist."""
+
 
 def documented(function: F) -> F:
     """Fill the shared paragraphs into a docstring."""
@@ -137,6 +147,8 @@ def documented(function: F) -> F:
         "score_fn": _SCORE_FN,
         "authors_code": _AUTHORS_CODE,
         "search_args": _SEARCH_ARGS,
+        "preset_args": _PRESET_ARGS,
+        "preset_raises": _PRESET_RAISES,
         "raises": _RAISES,
     }
     return fill_docstring(function, parts)

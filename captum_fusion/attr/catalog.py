@@ -65,8 +65,7 @@ class Method:
             'increase'
         """
         if preset is not None and preset not in self.info.presets:
-            known_presets = ", ".join(self.info.presets) or "there is none"
-            raise ValueError(f"preset must be one of those of {self.name} ({known_presets}), not {preset!r}")
+            raise ValueError(f"preset must be one of {', '.join(self.info.presets) or 'none'}, not {preset!r}")
         cls = self.cls
         if cls is LayerGradCam and options.get("reshape") is not None:
             cls = gradient.ReshapedGradCAM  # captum's has no reshape

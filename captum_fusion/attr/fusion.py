@@ -303,6 +303,7 @@ class LayerFusionCAM(_Fusion):
         self.region_method = _region_component(region_method, max_evaluations, self)
 
     @classmethod
+    @documented
     def fast(
         cls, forward_func: Callable[..., Any], layer: Layer, device_ids: list[int] | None = None, **options: Any
     ) -> LayerFusionCAM:
@@ -313,17 +314,13 @@ class LayerFusionCAM(_Fusion):
         Cost per example: 61 forward samples and one backward sample.
 
         Args:
-            forward_func (callable): As of the constructor.
-            layer (Module or list of Modules): As of the constructor. With a list of layers, each has its own search.
-            device_ids (list of int, optional): As of the constructor.
-                Default: None
-            options (Any): Other options of the constructor, except ``region_method`` and ``max_evaluations``.
+            {preset_args}
 
         Returns:
             LayerFusionCAM: Called as any other.
 
         Raises:
-            TypeError: If ``options`` contains an option that the preset sets, or that does not exist.
+            {preset_raises}
 
         Examples::
 
@@ -333,32 +330,28 @@ class LayerFusionCAM(_Fusion):
             >>> fusion.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
             torch.Size([1, 1, 96, 96])
         """
-        _free_of("fast", options, "region_method", "max_evaluations")
+        _check_free("fast", options)
         return cls(forward_func, layer, device_ids, max_evaluations=_FAST_EVALUATIONS, **options)
 
     @classmethod
+    @documented
     def best(
         cls, forward_func: Callable[..., Any], layer: Layer, device_ids: list[int] | None = None, **options: Any
     ) -> LayerFusionCAM:
         """Fusion-CAM with :class:`LayerRegressionCAM` instead of Score-CAM as the region component.
 
-        ``docs/faithfulness.md`` compares the maps with the published Fusion-CAM and other methods.
-        Cost per example: 517 forward samples and one backward sample, whatever the number of channels. With a list of
-        layers, each has its own masked samples.
+        ``docs/faithfulness.md`` compares the maps with the published Fusion-CAM and other methods. ``score_fn`` also
+        applies to the region component.
+        Cost per example: 517 forward samples and one backward sample, whatever the number of channels.
 
         Args:
-            forward_func (callable): As of the constructor.
-            layer (Module or list of Modules): As of the constructor.
-            device_ids (list of int, optional): As of the constructor.
-                Default: None
-            options (Any): Other options of the constructor, except ``region_method`` and ``max_evaluations``.
-                ``score_fn`` also applies to the region component.
+            {preset_args}
 
         Returns:
             LayerFusionCAM: Called as any other.
 
         Raises:
-            TypeError: If ``options`` contains an option that the preset sets, or that does not exist.
+            {preset_raises}
 
         Examples::
 
@@ -368,7 +361,7 @@ class LayerFusionCAM(_Fusion):
             >>> fusion.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
             torch.Size([1, 1, 96, 96])
         """
-        _free_of("best", options, "region_method", "max_evaluations")
+        _check_free("best", options)
         shared = {name: options[name] for name in ("score_fn", "reshape") if name in options}
         region_method = LayerRegressionCAM(forward_func, layer, device_ids, **shared)
         return cls(forward_func, layer, device_ids, region_method=region_method, **options)
@@ -742,8 +735,8 @@ def _region_component(given: Attribution | None, max_evaluations: int | None, fu
     return checked_component("region_method", given)
 
 
-def _free_of(preset: str, options: dict[str, Any], *names: str) -> None:
+def _check_free(preset: str, options: dict[str, Any]) -> None:
     """Raise a TypeError if the options contain one that a preset sets."""
-    for name in names:
+    for name in ("region_method", "max_evaluations"):
         if name in options:
             raise TypeError(f"{name} is set by LayerFusionCAM.{preset}; use LayerFusionCAM(...) to choose it")

@@ -24,8 +24,8 @@ class RegressionDetails(NamedTuple):
     """The linear model that was fitted to the scores of each example.
 
     Attributes:
-        weights: Change in score when a cell is shown, in the units of the score, of shape ``(N, 1, *grid)``, float64, on
-            the CPU.
+        weights: Change in score when a cell is shown, in the units of the score, of shape ``(N, 1, *grid)``, float64,
+            on the CPU.
         standard_errors: Their standard errors, of the same shape.
     """
 

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captum_fusion.functional.maps import FLOOR
+
 #: Prior variance of the scores relative to the noise's. The last two are for scores that are exactly linear in the
 #: cells: they give least squares.
 _RATIOS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 1e4, 1e8)
-
-#: Scores whose range is a smaller share of the largest one are constant up to rounding.
-_CONSTANT = 1e-6
 
 
 def antithetic_cells(number: int, cells: int, seed: int = 0) -> Tensor:
@@ -126,7 +125,7 @@ def cell_regression(
     finite = y.isfinite().all(1)
     constant = finite & ~y.any(1)
     if intercept:
-        constant = finite & (y.amax(1) - y.amin(1) <= _CONSTANT * y.abs().amax(1))
+        constant = finite & (y.amax(1) - y.amin(1) <= FLOOR * y.abs().amax(1))
         x, y = x - x.mean(0), y - y.mean(1, keepdim=True)
     root = torch.eye(x.shape[1], dtype=torch.double, device="cpu")
     if covariance is not None:

@@ -29,7 +29,7 @@ from captum_fusion import LayerFusionCAM, LayerRegressionCAM, LayerScoreCAM, Lay
 from captum_fusion.attr._bases import LayerTensor
 from captum_fusion.attr._search import channel_weights
 from captum_fusion.evaluation import evaluate
-from tests.benchmarks.faithfulness_report import write_report
+from tests.benchmarks.faithfulness_report import PRESETS, REFERENCE, write_report
 from tests.benchmarks.search import NETWORKS, Scored
 
 AREA = 0.25
@@ -151,8 +151,7 @@ def opti_cam(model: nn.Module, layer: nn.Module, inputs: Tensor, target: Any, st
     return combined().detach()
 
 
-REFERENCE, RISE_LABEL = "Fusion-CAM", "RISE, 4000"
-PRESETS = ("Fusion-CAM, fast", "Fusion-CAM, best")
+RISE_LABEL = "RISE, 4000"
 
 #: The methods by their labels.
 METHODS: dict[str, Any] = {

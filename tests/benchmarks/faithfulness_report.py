@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 REFERENCE = "Fusion-CAM"
+PRESETS = ("Fusion-CAM, fast", "Fusion-CAM, best")
 NAMES = {
     "squeezenet1_0": "SqueezeNet 1.0",
     "squeezenet1_1": "SqueezeNet 1.1",
@@ -173,7 +174,7 @@ def price_figure(values: Values, methods: Sequence[str], samples: Callable[[str]
     for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
         for i, method in enumerate(methods):
             mean, low, high = interval(values.over_networks(method, metric, difference=True))
-            ours = method in ("Fusion-CAM, fast", "Fusion-CAM, best", "cell regression", "Fusion-CAM, 128 cell masks")
+            ours = method in (*PRESETS, "cell regression", "Fusion-CAM, 128 cell masks")
             axes.errorbar(
                 samples(method), mean, [[mean - low], [high - mean]], marker="o" if ours else "s", capsize=2,
                 color=f"C{i % 10}", label=method, markerfacecolor=f"C{i % 10}" if ours else "white",
@@ -210,7 +211,7 @@ def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: 
         "",
         *mean_table(slow, slow.methods, samples),
     ]
-    for method in ("Fusion-CAM, fast", "Fusion-CAM, best"):
+    for method in PRESETS:
         worse = verdict(values, method) + verdict(slow, method)
         lines += [
             f"### {method} minus Fusion-CAM, by network",
