@@ -239,6 +239,26 @@ def test_contribution_weights_sum_to_1(pairs: np.ndarray) -> None:
 # ---------------------------------------------------------------------------------------------------------- similarity
 
 
+def test_product_and_mean_of_the_maps_of_several_layers() -> None:
+    """RefineCAM's product, as by the authors' code: upsample, normalise, multiply and normalise."""
+    generator = torch.Generator().manual_seed(0)
+    late, early = (torch.rand(2, 1, size, size, generator=generator) for size in (3, 8))
+    late[1] = 1.0
+    raised = torch.nn.functional.interpolate(late, (8, 8), mode="bilinear", align_corners=False)
+    for example in range(2):
+        a, b = (m[example] - m[example].min() for m in (raised, early))
+        a, b = (m / m.max() if m.max() > 0 else m for m in (a, b))
+        for formula, expected in (F.product_map, a * b), (F.mean_map, (a + b) / 2):
+            expected = expected - expected.min()
+            if expected.max() > 0:
+                expected = expected / expected.max()
+            torch.testing.assert_close(formula([late, early], (8, 8))[example], expected)
+            torch.testing.assert_close(formula([early, late], (8, 8))[example], expected)
+    for formula in (F.product_map, F.mean_map):
+        with pytest.raises(ValueError, match="maps must have at least one map"):
+            formula([], (8, 8))
+
+
 def test_similarity_fusion_by_hand() -> None:
     fused, similarity = F.similarity_fusion(torch.tensor([0.5, 1.0, 0.75, 3.0]), torch.tensor([0.5, 0.0, 0.25, 0.0]))
     close(similarity, [1.0, 0.0, 0.5, 0.0])

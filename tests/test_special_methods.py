@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captum.attr import GuidedGradCam, LayerGradCam, NoiseTunnel
+from captum.attr import Attribution, GuidedGradCam, LayerGradCam, NoiseTunnel
 from captum.metrics import infidelity
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from captum_fusion import (
     LayerFDCAM,
     LayerFusionCAM,
     LayerGroupCAM,
+    LayerHiResCAM,
     LayerIntegrativeCAM,
     LayerISCAM,
     LayerLayerCAM,
@@ -301,6 +302,56 @@ def test_methods_of_several_layers_on_a_layer_of_several_tensors() -> None:
             found = fusion.attribute(x, 1)
             found = found[0] if isinstance(found, list) else found
             assert [tensor.shape for tensor in found] == [(2, 1, 8, 8)] * 2
+
+
+class Given(Attribution):
+    """An attribution that returns a given map."""
+
+    def __init__(self, model: Any, given: Tensor) -> None:
+        super().__init__(model)
+        self.given = given
+
+    def attribute(self, inputs: Tensor) -> Tensor:  # type: ignore[override]
+        return self.given
+
+
+def test_consensus_of_three_methods_by_hand() -> None:
+    x = torch.ones(1, 1, 2)
+    model = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(2, 1, bias=False), nn.Flatten(0)).eval()
+    with torch.no_grad():
+        model[2].weight.copy_(torch.tensor([[1.0, 3.0]]))  # the score of a mask is m1 + 3 m2
+    maps = [torch.tensor([[values]]) for values in ([1.0, 0.0], [0.0, 1.0], [1.0, 0.0])]
+    fusion = LayerFusionCAM.consensus(model, model[0], [Given(model, m) for m in maps], theta=0.0, score_fn="identity")
+    # [1, 0] scores 1 and [0, 1] scores 3. Union: weights 1/4, 3/4; N([1/4, 3/4]) = [0, 1], which scores 3 as well.
+    # P = Q = [0, 1] / 2, so that the first fusion is [0, 1].
+    # Third map: scores 3 and 1, weights 3/4, 1/4; N([1/4, 3/4]) = [0, 1]. P = 3/4 [0, 1], Q = 1/4 [1, 0].
+    # s = 1 - [1/4, 3/4]; s max + (1 - s) mean = [3/4 * 1/4 + 1/4 * 1/8, 1/4 * 3/4 + 3/4 * 3/8] = [7/32, 15/32].
+    attribution, details = fusion.attribute(x, return_details=True)
+    same(details.gradient_map, torch.tensor([[[0.0, 1.0]]]))
+    same(details.fusion_weights, torch.tensor([[0.75, 0.25]]))
+    same(details.similarity_map, torch.tensor([[[0.75, 0.25]]]))
+    same(attribution, torch.tensor([[[0.0, 1.0]]]))
+
+
+def test_consensus_of_two_methods_is_their_fusion_and_three_cost_three_samples_more() -> None:
+    model, x = make(FlatHead), images(2, 3, 8, 8)
+    counted = Counter(model)
+    kinds = (LayerHiResCAM, LayerEigenCAM, LayerLayerCAM)
+    first, second, third = (kind(counted, model.relu2) for kind in kinds)
+    both = LayerFusionCAM(counted, model.relu2, None, first, second, theta=30.0).attribute(x, [1, 2])
+    two = counted.rows
+    same(LayerFusionCAM.consensus(counted, model.relu2, [first, second], theta=30.0).attribute(x, [1, 2]), both)
+    counted.rows = 0
+    outer = LayerFusionCAM(counted, model.relu2, None, Given(counted, both), third, theta=0.0).attribute(x, [1, 2])
+    counted.rows = 0
+    same(LayerFusionCAM.consensus(counted, model.relu2, [first, second, third], theta=30.0).attribute(x, [1, 2]), outer)
+    assert counted.rows == two + 3 * len(x)
+    with pytest.raises(ValueError, match="at least two attributions, not 1"):
+        LayerFusionCAM.consensus(model, model.relu2, [first])
+    with pytest.raises(TypeError, match=r"methods\[1\] must be an object with an attribute method"):
+        LayerFusionCAM.consensus(model, model.relu2, [first, LayerLayerCAM])
+    with pytest.raises(TypeError, match="gradient_method"):
+        LayerFusionCAM.consensus(model, model.relu2, [first, second], gradient_method=first)
 
 
 def test_integrative_cam_costs_one_pass() -> None:

@@ -366,6 +366,66 @@ class LayerFusionCAM(_Fusion):
         region_method = LayerRegressionCAM(forward_func, layer, device_ids, **shared)
         return cls(forward_func, layer, device_ids, region_method=region_method, **options)
 
+    @classmethod
+    @documented
+    def consensus(
+        cls,
+        forward_func: Callable[..., Any],
+        layer: Layer,
+        methods: Sequence[Attribution],
+        device_ids: list[int] | None = None,
+        *,
+        theta: float = 10.0,
+        **options: Any,
+    ) -> LayerFusionCAM:
+        """Fusion of two or more methods, one after the other.
+
+        The first two methods are fused as the gradient and the region component. Each further method is fused with the
+        result so far, in the same way and without denoising. With two methods this is ``LayerFusionCAM`` of the two.
+        The order matters: a method is compared with the fusion of those before it.
+        Cost per example: that of the methods, and three masked samples for each method after the first.
+
+        Args:
+            forward_func (callable): As of the constructor.
+            layer (Module or list of Modules): As of the constructor.
+            methods (sequence of Attribution): Components: any captum attributions, at least two.
+            device_ids (list of int, optional): As of the constructor.
+                Default: None
+            theta (float, optional): Percentile of the first map below which values are set to 0.
+                Default: 10.0
+            options (Any): ``weighting``, ``authors_code``, ``score_fn`` and ``reshape`` of the constructor.
+
+        Returns:
+            LayerFusionCAM: Called as any other. ``return_details`` gives the details of the last fusion, whose
+            gradient map is the fusion of all methods but the last.
+
+        Raises:
+            ValueError: If there are fewer than two methods.
+            TypeError: If a method has no ``attribute``, or if ``options`` contains another option.
+
+        Examples::
+
+            >>> from captum_fusion import LayerGroupCAM, LayerHiResCAM, LayerRegressionCAM
+            >>> from captum_fusion.demo import digits
+            >>> model, scene = digits.load_model(), digits.load_scenes()[0]
+            >>> methods = [kind(model, model.stage4) for kind in (LayerHiResCAM, LayerGroupCAM, LayerRegressionCAM)]
+            >>> fusion = LayerFusionCAM.consensus(model, model.stage4, methods)
+            >>> fusion.attribute(digits.preprocess(scene.image), scene.labels[0]).shape
+            torch.Size([1, 1, 96, 96])
+        """
+        if len(methods) < 2:
+            raise ValueError(f"methods must have at least two attributions, not {len(methods)}")
+        first, second, *others = (checked_component(f"methods[{i}]", method) for i, method in enumerate(methods))
+
+        def fuse(so_far: Attribution, method: Attribution, theta: float) -> LayerFusionCAM:
+            components = {"gradient_method": so_far, "region_method": method}
+            return cls(forward_func, layer, device_ids, **components, theta=theta, **options)
+
+        fusion = fuse(first, second, theta)
+        for method in others:
+            fusion = fuse(fusion, method, 0.0)
+        return fusion
+
     @property
     def uses_gradients(self) -> bool:  # type: ignore[override]
         """Whether a component that shares the layer pass needs gradients."""

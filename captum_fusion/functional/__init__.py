@@ -16,6 +16,7 @@ References:
     [10] M. B. Muhammad, M. Yeasin, "Eigen-CAM", IJCNN 2020, arXiv:2008.00299.
     [11] V. Petsiuk, A. Das, K. Saenko, "RISE", BMVC 2018, arXiv:1806.07421.
     [12] P. Morbidelli et al., "Augmented Grad-CAM", ICASSP 2020.
+    [13] L. Domeniconi et al., "How to Evaluate and Refine your CAM" (RefineCAM), 2026, arXiv:2605.14641.
 """
 
 from captum_fusion.functional.channel_search import ChannelSearch
@@ -40,6 +41,8 @@ from captum_fusion.functional.fusion import (
     contribution_weights,
     denoise,
     denoise_gradients,
+    mean_map,
+    product_map,
     similarity_fusion,
     union_gradient_map,
     weigh,
@@ -114,6 +117,7 @@ __all__ = [
     "layer_cam",
     "layer_weights",
     "live_channels",
+    "mean_map",
     "members",
     "normalize",
     "percentile",
@@ -121,6 +125,7 @@ __all__ = [
     "precise",
     "principal_component",
     "principal_components",
+    "product_map",
     "rise_blur",
     "rise_masks",
     "score_function",

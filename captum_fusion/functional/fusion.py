@@ -1,11 +1,13 @@
-"""Fusion: denoising, the union of two maps, and similarity-based fusion."""
+"""Fusion: denoising, the union of two maps, similarity-based fusion, and the mean and product of maps."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from captum_fusion.functional.maps import FLOOR, at_least_float32, percentile, spatial_dims
+from captum_fusion.functional.maps import FLOOR, at_least_float32, normalize, percentile, spatial_dims, upsample
 from captum_fusion.functional.scores import SCORE_FLOOR
 
 #: The weights of two contributions whose sum is below this fraction of the scores are shrunk towards 1/2.
@@ -163,3 +165,59 @@ def similarity_fusion(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """
     similarity = (1 - (first - second).abs()).clamp(0, 1)
     return similarity * torch.maximum(first, second) + (1 - similarity) * (first + second) / 2, similarity
+
+
+def mean_map(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """The mean of the normalised maps of several layers or methods, normalised.
+
+    Args:
+        maps (sequence of Tensor): Maps of shape ``(N, 1, *spatial)``, which may differ in their spatial size.
+        size (sequence of int): Spatial size of the result, in pixels.
+
+    Returns:
+        Tensor: Of shape ``(N, 1, *size)``, in [0, 1], on the device of the first map. A constant map counts as 0.
+
+    Raises:
+        ValueError: If ``maps`` is empty.
+
+    Examples::
+
+        >>> mean_map([torch.tensor([[[0.0, 1.0, 2.0]]]), torch.tensor([[[0.0, 4.0, 4.0]]])], (3,))
+        tensor([[[0.0000, 0.7500, 1.0000]]])
+    """
+    return normalize(torch.stack(_comparable(maps, size)).mean(0))
+
+
+def product_map(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """RefineCAM: the product of the normalised maps of several layers, normalised.
+
+    What one layer excludes stays excluded, so late layers choose the object and early layers its outline.
+
+    More details in the paper: L. Domeniconi, A. Stramiglio, M. Lombardi, S. Salti, "How to Evaluate and Refine your
+    CAM", 2026, https://arxiv.org/abs/2605.14641. As in the authors' code, maps are upsampled before they are
+    normalised.
+
+    Args:
+        maps (sequence of Tensor): Maps of shape ``(N, 1, *spatial)``, which may differ in their spatial size.
+        size (sequence of int): Spatial size of the result, in pixels.
+
+    Returns:
+        Tensor: Of shape ``(N, 1, *size)``, in [0, 1], on the device of the first map. 0 everywhere if a map is
+        constant.
+
+    Raises:
+        ValueError: If ``maps`` is empty.
+
+    Examples::
+
+        >>> product_map([torch.tensor([[[0.0, 1.0, 2.0]]]), torch.tensor([[[0.0, 4.0, 1.0]]])], (3,))
+        tensor([[[0.0000, 1.0000, 0.5000]]])
+    """
+    return normalize(torch.stack(_comparable(maps, size)).prod(0))
+
+
+def _comparable(maps: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
+    """The maps at one size and in [0, 1], on the device of the first."""
+    if not maps:
+        raise ValueError("maps must have at least one map")
+    return [normalize(upsample(single, size)).to(maps[0].device) for single in maps]
