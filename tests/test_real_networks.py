@@ -27,6 +27,7 @@ from captum_fusion._passes.layer_pass import layer_pass
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.functional import upsample
 from tests import reference
+from tests.benchmarks import contrast
 from tests.real_data import DATA
 from tests.test_torchcam import correlations, torchcams
 
@@ -160,6 +161,24 @@ def test_each_class_lies_in_its_own_animal(
         box = case.boxes[own][case.targets[own]]
         assert energy(case.maps[own], box) > energy(case.maps[other], box) + 0.05, case.targets[own]
         assert energy(case.maps[own], box) > (box[2] - box[0]) * (box[3] - box[1]) / SIZE**2, "more than a uniform map"
+
+
+def test_one_animal_rather_than_the_other(builders: Any) -> None:
+    model = builders.squeezenet1_1().eval()
+    found = {
+        (one.method, one.animal): one for one in contrast.class_shares("squeezenet1_1", model, model.features, DATA)
+    }
+    for method, gain in (("Grad-CAM", 0.15), ("Fusion-CAM, fast", 0.05)):
+        for animal in ("dog", "cat"):
+            one = found[method, animal]
+            assert one.contrast > one.plain + gain, one
+
+
+def test_similar_to_dogs_rather_than_to_cats(builders: Any) -> None:
+    model = builders.mobilenet_v2_tf().eval()
+    dog, cat = contrast.similarity_shares("mobilenet_v2_tf", model, model.features, DATA)
+    assert dog.contrast > dog.plain + 0.2, dog
+    assert cat.contrast > cat.plain + 0.05, cat
 
 
 # --------------------------------------------------------------------------------------------------------- all methods
