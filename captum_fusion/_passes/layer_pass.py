@@ -13,6 +13,12 @@ from captum_fusion._captum import LayerTensors, device_order, forward_with_layer
 from captum_fusion._passes.call import Call, copied
 from captum_fusion._passes.modes import grad_mode, hooks_enabled
 
+_NO_GRADIENT = (
+    "layer: no gradient of the target's output reaches it. Either the output does not depend on it, or a later part of "
+    "the network is quantized, runs under no_grad or detaches a tensor. Methods without gradients, such as "
+    "LayerScoreCAM, work on such a network."
+)
+
 
 class LayerEvaluation(NamedTuple):
     """Values of one layer (or of its input) in the layer pass, one tensor for each that the layer returns.
@@ -171,14 +177,11 @@ def _gradients(
 ) -> dict[nn.Module, tuple[Tensor, ...]]:
     """The gradients of each layer's tensors, from one backward pass that ends at the layers."""
     if not selected.requires_grad:
-        raise ValueError(
-            "layer: the output of forward_func has no gradient with respect to it; check whether the model runs under "
-            "no_grad or detaches a tensor"
-        )
+        raise ValueError(_NO_GRADIENT)
     tensors = [tensor for layer, devices in order.items() for device in devices for tensor in saved[layer][device]]
     gradients = torch.autograd.grad(selected.sum(), tensors, **{"allow_unused": True, **grad_kwargs})
     if all(gradient is None for gradient in gradients):
-        raise ValueError("layer: the target's output does not depend on it")
+        raise ValueError(_NO_GRADIENT)
     pairs = zip(gradients, tensors, strict=True)
     remaining = iter([torch.zeros_like(tensor) if gradient is None else gradient for gradient, tensor in pairs])
     gathered = {}
