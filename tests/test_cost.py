@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +19,7 @@ from captum_fusion import (
     LayerSmoothGradCAMPlusPlus,
     LayerUnionCAM,
 )
-from captum_fusion._passes.pace import TimedPace
+from captum_fusion._passes.pace import TimedPace, timed_pace
 from captum_fusion.functional import live_channels
 from tests.networks import Counter, Net, images, make
 from tests.test_contract import same
@@ -199,6 +202,41 @@ def test_a_layout_that_the_model_refuses_is_dropped() -> None:
     assert pace.recover(RuntimeError("view size is not compatible"), 1, LAST)
     assert all(layout is PLAIN for _, layout in drive(pace, lambda samples, layout: 1.0))
     assert not pace.recover(RuntimeError("something else"), 1, PLAIN)
+
+
+def test_calls_of_one_network_share_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))  # every chunk takes as long, so large ones win
+    counted, x = Counter(make()), images(1, 3, 8, 8)
+    method = LayerScoreCAM(counted, counted.model.conv2)
+    calls = []
+    for _ in range(3):
+        counted.calls = 0
+        method.attribute(x, 1)
+        calls.append(counted.calls)
+    assert calls[2] <= calls[1] < calls[0]
+
+
+def test_a_search_belongs_to_a_network_and_a_kind_of_sample() -> None:
+    model, x = make(), torch.zeros(1, 3, 8, 8)
+    pace = timed_pace(model, x, 1, expected=3)
+    assert timed_pace(model, x.expand(4, -1, -1, -1), 1, expected=100) is pace, "the batch size is not part of it"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert timed_pace(model, x, 1) is not pace
+    for other in (x.double(), torch.zeros(1, 3, 9, 9)):
+        assert timed_pace(model, other, 1) is not pace
+    assert timed_pace(model, x, 2) is not pace
+    assert timed_pace(model, x, 1, both_layouts=False) is not pace
+    assert timed_pace(make(), x, 1) is not pace
+    unhashable: Any = type("Unhashable", (), {"__hash__": None})()
+    assert timed_pace(unhashable, x, 1) is not timed_pace(unhashable, x, 1)
+    assert timed_pace(model, x, 1) is pace
+    pace.recover(torch.OutOfMemoryError(), 8, torch.contiguous_format)
+    assert timed_pace(model, x, 1) is not pace, "the memory may be free again"
+    gone = weakref.ref(timed_pace(model, x, 1))
+    del model, pace
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("how", ["deterministic", "given"])

@@ -19,7 +19,6 @@ from tests.classes import CLASSES, options, takes
 from tests.networks import FlatHead, Net, hooks_on, images, make
 from tests.test_contract import same
 
-
 #: Options that reduce the number of samples.
 FEW = {"seed": 0, "n_masks": 64, "n_samples": 3, "n_steps": 2}
 

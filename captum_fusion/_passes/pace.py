@@ -5,6 +5,9 @@ from __future__ import annotations
 import bisect
 import re
 import time
+from collections.abc import Callable, Hashable
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -91,7 +94,8 @@ class TimedPace:
 
     The chunk size doubles as long as this reduces the time per sample. Each size is tried twice (once if there are few
     samples) in each layout that is still competitive, and the shorter time is used. A layout that the model rejects is
-    dropped. Running out of memory halves the maximum size permanently.
+    dropped. Running out of memory halves the maximum size permanently. :func:`timed_pace` gives the search that earlier
+    calls of the same network have begun.
 
     Args:
         x (Tensor): Batch that the samples are created from.
@@ -133,6 +137,7 @@ class TimedPace:
         self._times: dict[torch.memory_format, float] = {}
         self._best = (float("inf"), self._size, self._layouts[0])
         self._misses = 0
+        self.ran_out_of_memory = False
 
     def now(self) -> float:
         return now(self._device)
@@ -143,7 +148,7 @@ class TimedPace:
         return start + min(self._best[1], self._limit), self._best[2]
 
     def record(self, samples: int, layout: torch.memory_format, seconds: float) -> None:
-        if not self._trials or samples != self._size:
+        if not self._trials or samples != self._size or layout is not self._trials[0]:
             return
         self._trials.pop(0)
         self._times[layout] = min(self._times.get(layout, float("inf")), seconds / samples)
@@ -164,6 +169,7 @@ class TimedPace:
     def recover(self, error: RuntimeError, samples: int, layout: torch.memory_format) -> bool:
         """Whether to retry the same samples, in smaller chunks or in the contiguous layout."""
         if isinstance(error, torch.OutOfMemoryError):
+            self.ran_out_of_memory = True
             if samples == 1:
                 return False
             self._limit = self._size = max(1, samples // 2)
@@ -180,3 +186,34 @@ class TimedPace:
                 self._settle()
             return True
         return False
+
+
+#: Searches of each forward function, by what the samples are like.
+_SEARCHES: WeakKeyDictionary[Callable[..., Any], dict[Hashable, TimedPace]] = WeakKeyDictionary()
+
+
+def timed_pace(forward_func: Callable[..., Any], x: Tensor, least: int, **options: Any) -> TimedPace:
+    """The search for a pace of samples like those of ``x``, which continues that of earlier calls.
+
+    One search serves all calls of a network on inputs of one shape, whatever the batch size. A search that ran out of
+    memory is not continued, because the memory may be free again.
+
+    Args:
+        forward_func (callable): The network; searches are kept as long as it exists.
+        x (Tensor): Batch that the samples are created from.
+        least (int): Minimum number of samples in one call of the network.
+        options (Any): Other arguments of :class:`TimedPace`.
+
+    Returns:
+        TimedPace: A new search if there is none to continue, or if ``forward_func`` cannot be referred to weakly.
+    """
+    kind = {name: value for name, value in options.items() if name != "expected"}
+    autocast = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
+    key = (x.device, x.dtype, x.shape[1:], least, torch.get_num_threads(), autocast, tuple(sorted(kind.items())))
+    try:
+        searches = _SEARCHES.setdefault(forward_func, {})
+    except TypeError:
+        return TimedPace(x, least, **options)
+    if key not in searches or searches[key].ran_out_of_memory:
+        searches[key] = TimedPace(x, least, **options)
+    return searches[key]

@@ -13,7 +13,7 @@ from captum_fusion._passes.call import Call, copied
 from captum_fusion._passes.layer_pass import LayerEvaluation, layer_pass
 from captum_fusion._passes.masking import Compose, Masking, MaskingOptions, Masks, Perturb, maskable_rank
 from captum_fusion._passes.modes import grad_mode, no_inference_mode, warn_if_training
-from captum_fusion._passes.pace import FixedPace, TimedPace, layout_of
+from captum_fusion._passes.pace import FixedPace, TimedPace, layout_of, timed_pace
 from captum_fusion._passes.replacing import replaced_scores
 from captum_fusion._passes.sharing import WorkCache
 from captum_fusion._types import Baselines, Target
@@ -52,7 +52,6 @@ class Passes:
         self.call, self.output, self.options = call, output, options
         self._rank = rank
         self._baseline: list[Tensor] = [] if baseline is None else baseline
-        self._timed: TimedPace | None = None
 
     @classmethod
     def without_layer(
@@ -226,9 +225,7 @@ class Passes:
         fixed = self.call.fixed_pace(owners, self.options.perturbations_per_eval, layout_of(first))
         if fixed is not None:
             return fixed
-        if self._timed is None:
-            self._timed = TimedPace(first, self.call.least_samples, expected=len(owners))
-        return self._timed
+        return timed_pace(self.call.forward_func, first, self.call.least_samples, expected=len(owners))
 
     # ---- perturbed and replaced
 
@@ -269,8 +266,8 @@ class Passes:
             return PerturbedPass(chunk_owners, numbers[chunk], result.evaluations)
 
         first = self.masking.first
-        pace = self.call.fixed_pace(owners, self.options.perturbations_per_eval, layout_of(first)) or TimedPace(
-            first, self.call.least_samples, scale=0.25, both_layouts=False
+        pace = self.call.fixed_pace(owners, self.options.perturbations_per_eval, layout_of(first)) or timed_pace(
+            self.call.forward_func, first, self.call.least_samples, scale=0.25, both_layouts=False
         )
         return self.call.in_chunks(owners, pace, evaluate)
 
