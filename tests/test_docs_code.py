@@ -1,0 +1,66 @@
+"""The Python code of the documentation's pages runs, offline."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+from torchvision.models import WeightsEnum
+
+from tests.docs_tables import ROOT
+
+#: Pages whose blocks run one after the other, as one program.
+PAGES = ("getting_started.md", "coming_from.md")
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def random_weights(weights: WeightsEnum, *arguments: Any, **options: Any) -> Any:
+    """Weights of the right shapes instead of a download."""
+    name = type(weights).__name__.removesuffix("_Weights").lower()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torchvision.models.get_model(name, weights=None).state_dict()
+
+
+def run(page: str, code: list[str]) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    for number, block in enumerate(code):
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
+    return names
+
+
+def correlations(first: Tensor, second: Tensor) -> list[float]:
+    return [
+        float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])
+        for one, other in zip(first.detach(), second.detach(), strict=True)
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require")
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", random_weights)
+    run(page, [block for block in blocks(page) if "pytorch_grad_cam" not in block])
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other library
+@pytest.mark.parametrize(
+    ("library", "theirs", "ours"), [("pytorch_grad_cam", "theirs", "ours"), ("torchcam", "maps", "layer_cam")]
+)
+def test_the_other_librarys_code_gives_the_same_map(library: str, theirs: str, ours: str) -> None:
+    pytest.importorskip(library)
+    code = blocks("coming_from.md")
+    first = next(number for number, block in enumerate(code) if library in block)
+    names = run("coming_from.md", [code[0], *code[first : first + 2]])
+    found = names[theirs]
+    found = torch.as_tensor(found[0] if isinstance(found, list) else found)
+    assert min(correlations(found, names[ours])) > 0.99
