@@ -25,6 +25,7 @@ templates_path: list[str] = []
 
 nb_execution_mode = "off"  # tutorials keep their stored outputs
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 autodoc_member_order = "bysource"

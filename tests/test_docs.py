@@ -98,6 +98,15 @@ def test_every_object_that_the_pages_refer_to_exists() -> None:
             pkgutil.resolve_name(path)  # raises where there is no such object
 
 
+def test_every_message_of_the_troubleshooting_page_exists() -> None:
+    table = read("docs/troubleshooting.md").partition("| message | what to do |")[2].partition("\n## ")[0]
+    messages = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+    sources = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "captum_fusion").rglob("*.py"))
+    assert len(messages) == 5
+    for message in messages:
+        assert message in sources, message
+
+
 def test_the_contributors_guide_has_every_base() -> None:
     section = read("CONTRIBUTING.md").partition("### Which base do I need?")[2].partition("\n#")[0]
     named = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)

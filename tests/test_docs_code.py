@@ -15,7 +15,7 @@ from torchvision.models import WeightsEnum
 from tests.docs_tables import ROOT
 
 #: Pages whose blocks run one after the other, as one program.
-PAGES = ("getting_started.md", "coming_from.md")
+PAGES = ("getting_started.md", "coming_from.md", "troubleshooting.md")
 
 
 def blocks(page: str) -> list[str]:
