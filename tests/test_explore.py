@@ -29,11 +29,11 @@ from captum_fusion.__main__ import main
 from captum_fusion._pictures import visible_box
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.demo import digits
-from captum_fusion.evaluation.cost import cost
+from captum_fusion.evaluation.cost import Cost, cost
 from captum_fusion.evaluation.data import load_image
 from captum_fusion.explore import Contrast, bundle, drawing, sources, text
 from captum_fusion.explore.pictures import Picture, read
-from captum_fusion.explore.recipes import Recipe, checked
+from captum_fusion.explore.recipes import PRESETS, Recipe, checked
 from captum_fusion.explore.session import CancelledError, Question, Session, Watch, top_share
 from captum_fusion.visualization import MODES
 
@@ -138,12 +138,29 @@ def test_the_cost_is_what_a_method_takes(session: Session, picture: Picture, rec
     assert found.forward_samples == pytest.approx(known[0].forward_samples, abs=6)  # a group may be empty
 
 
+@pytest.mark.parametrize(("spec", "samples"), [(PRESETS[0], 61), (PRESETS[1], 517)])
+def test_presets_have_their_cost_and_take_components(
+    session: Session, picture: Picture, spec: str, samples: int
+) -> None:
+    assert cost(spec, 512, 49) == Cost(samples, 1.0)
+    known = session.cost(Recipe(spec), picture)
+    found = session.explain(picture, Question(4), Recipe(spec))
+    assert known is not None
+    assert found.forward_samples == known[0].forward_samples
+    assert found.code.startswith(f"LayerFusionCAM.{spec.rpartition('=')[2]}(network, layer")
+    mixed = Recipe(spec, "hires-cam", "score-cam").construction(("stage4",), {}).code()
+    assert "region_method=LayerScoreCAM(network, layer" in mixed
+    assert ("max_evaluations=56" in mixed) == (spec == PRESETS[0])
+    with pytest.raises(ValueError, match="preset must be one of fast, best"):
+        checked(["fusion-cam:preset=slow"])
+
+
 def test_a_formula_that_is_not_understood_has_no_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     method = METHODS["grad-cam"]
     changed = type(method)(method.cls, method.info._replace(cost="K log K"))
     monkeypatch.setitem(METHODS, "grad-cam", changed)
     assert cost("grad-cam", 8, 9) is None
-    assert cost("fusion-cam", 8, 9, ("grad-cam", "rise")) is None
+    assert cost("fusion-cam:gradient_method=grad-cam,region_method=rise", 8, 9) is None
     assert text.price(None) == ""
 
 

@@ -105,8 +105,8 @@ def test_a_visitor_explores_an_upload(visit: Any, tmp_path: Path) -> None:
     settle(visit, "grad-cam: four")
     choose(visit, "rival", "six", "six")
     settle(visit, "grad-cam: four rather than six")
-    choose(visit, "methods", "fusion-cam:max", "fusion-cam:max_evaluations=64")
-    settle(visit, "grad-cam", "fusion-cam:max_evaluations=64: four rather than six")
+    choose(visit, "methods", "fusion-cam:preset=fast", "fusion-cam:preset=fast")
+    settle(visit, "grad-cam", "fusion-cam:preset=fast: four rather than six")
     assert visit.locator("#map1 img").is_visible()
     before = visit.locator("#map0 img").get_attribute("src")
     visit.locator("#mode label", has_text="contour").click()
@@ -116,7 +116,7 @@ def test_a_visitor_explores_an_upload(visit: Any, tmp_path: Path) -> None:
     visit.get_by_role("tab", name="Download").click()
     bundle = zipfile.ZipFile(io.BytesIO(download(visit, "bundle")))
     manifest = json.loads(bundle.read("manifest.json"))
-    assert [entry["method"] for entry in manifest["maps"]] == ["grad-cam", "fusion-cam:max_evaluations=64"]
+    assert [entry["method"] for entry in manifest["maps"]] == ["grad-cam", "fusion-cam:preset=fast"]
     assert manifest["maps"][0]["rather_than"]["name"] == "six"
     assert bundle.read("mine.png") == upload.read_bytes()
     assert np.load(io.BytesIO(download(visit, "map"))).shape == (2, 96, 96)

@@ -24,6 +24,9 @@ from captum_fusion.evaluation.fingerprints import describe, fingerprint_of
 #: The stages that a fusion can be cut off after (``fusion-cam:stage=union``), in their order.
 STAGES = ("sum", "denoised", "union", "full")
 
+#: The map of a class with a lower probability does not mean anything.
+FAINT = 0.01
+
 
 # --------------------------------------------------------------------------------------------------------------- specs
 

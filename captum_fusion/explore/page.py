@@ -23,7 +23,7 @@ from captum_fusion.evaluation import methods
 from captum_fusion.explore import bundle, drawing, text
 from captum_fusion.explore.drawing import Display
 from captum_fusion.explore.pictures import Picture
-from captum_fusion.explore.recipes import COMPONENTS, FIRST, PANELS, Recipe
+from captum_fusion.explore.recipes import COMPONENTS, FIRST, PANELS, PRESETS, Recipe
 from captum_fusion.explore.session import CancelledError, Explanation, Question, Session, Watch, top_share
 from captum_fusion.explore.sources import Example
 from captum_fusion.visualization import MODES
@@ -76,7 +76,7 @@ class Page:
 
     def __init__(self, session: Session, examples: Sequence[Example], specs: Sequence[str]) -> None:
         self.session, self.examples, self.specs = session, examples, list(specs)[:PANELS]
-        self._offered = list(dict.fromkeys([*specs, FIRST, *METHODS]))
+        self._offered = list(dict.fromkeys([*specs, *PRESETS, *METHODS]))
         self._visitors: dict[str, Visitor] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="captum_fusion_"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)

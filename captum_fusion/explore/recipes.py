@@ -16,7 +16,10 @@ from captum_fusion.evaluation import methods
 PANELS = 4
 
 #: The method of the first screen, which is quick.
-FIRST = "fusion-cam:max_evaluations=64"
+FIRST = "fusion-cam:preset=fast"
+
+#: The methods that are offered before the catalogue's.
+PRESETS = (FIRST, "fusion-cam:preset=best")
 
 #: The methods whose components can be exchanged, with the names of the components.
 COMPONENTS = {"fusion-cam": ("gradient", "region"), "union-cam": ("region",)}
@@ -41,15 +44,20 @@ class Recipe(NamedTuple):
         parts = [part for part in self._components().values() if part is not None]
         return self.method + (f" ({' + '.join(parts)})" if parts else "")
 
-    @property
-    def components(self) -> tuple[str | None, ...]:
-        """The specs of a fusion's components, None for the method's own; () for other methods."""
-        return tuple(self._components().values())
-
     def _components(self) -> dict[str, str | None]:
         """The given components, as far as the method takes them."""
         names = COMPONENTS.get(methods.parse(self.method).name, ())
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def spec(self) -> str:
+        """The method and its components as one spec."""
+        spec = methods.parse(self.method)
+        parts = {f"{name}_method": part for name, part in self._components().items() if part is not None}
+        options = {**spec.options, **parts}
+        if "region_method" in options and "preset" in options:
+            options = {**METHODS[spec.name].preset_options(options.pop("preset")), **options}
+        return spec.name + (":" if options else "") + ",".join(f"{key}={value}" for key, value in options.items())
 
     def construction(self, layer: Sequence[str], options: Mapping[str, Any]) -> Construction:
         """The call that makes the attribution object.
@@ -61,12 +69,11 @@ class Recipe(NamedTuple):
         Raises:
             ValueError: For an unknown method or option.
         """
-        spec = methods.parse(self.method)
-        made = _construction(spec, layer, options)
+        made = _construction(methods.parse(self.spec), layer, options)
         parts = {
-            f"{name}_method": _construction(methods.parse(text), layer, options)
-            for name, text in self._components().items()
-            if text is not None
+            key: _construction(methods.parse(made.options.pop(key)), layer, options)
+            for key in ("gradient_method", "region_method")
+            if made.options.get(key) is not None
         }
         if "region_method" in parts:
             limit = made.options.pop("max_evaluations", None)
@@ -114,8 +121,11 @@ class Construction(NamedTuple):
         if self.layers is not None:
             arguments.append("layers" if len(self.layers) > 1 else "layer")
         for key, value in self.options.items():
+            if key == "preset":
+                continue
             arguments.append(f"{key}={value.code() if isinstance(value, Construction) else repr(value)}")
-        return f"{METHODS[self.name].cls.__name__}({', '.join(arguments)})"
+        preset = self.options.get("preset")
+        return f"{METHODS[self.name].cls.__name__}{f'.{preset}' if preset else ''}({', '.join(arguments)})"
 
     def imports(self) -> dict[str, set[str]]:
         """The classes that :meth:`code` names, for each package."""
@@ -136,6 +146,7 @@ def _construction(spec: methods.MethodSpec, layer: Sequence[str], options: Mappi
         if not methods.takes(spec.name, key):
             raise ValueError(f"{spec.name} has no option {key!r}")
     kept = {key: value for key, value in options.items() if methods.takes(spec.name, key)}
+    METHODS[spec.name].preset_options(spec.options.get("preset"))
     names = None
     if "layer" in inspect.signature(METHODS[spec.name].cls.__init__).parameters:
         names = tuple(layer) if METHODS[spec.name].info.fuses_layers else tuple(layer[-1:])

@@ -298,7 +298,7 @@ class Session:
         if name not in self.layers or methods.parse(recipe.method).name not in METHODS:
             return None
         channels, height, width = self.layers[name]
-        found = cost(recipe.method, picture.live.get(name, channels), height * width, recipe.components)
+        found = cost(recipe.spec, picture.live.get(name, channels), height * width)
         if found is None:
             return None
         samples = found.forward_samples + BACKWARD * found.backward_samples + self._rest[name] * found.layer_samples

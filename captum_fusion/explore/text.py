@@ -8,11 +8,9 @@ from html import escape
 from torch import Tensor
 
 from captum_fusion.evaluation.cost import Cost, duration
+from captum_fusion.evaluation.methods import FAINT
 from captum_fusion.explore.session import Explanation
 from captum_fusion.models import BUNDLED
-
-#: Below this score a class is not seen, and its map means little.
-UNSEEN = 0.02
 
 CSS = """
 .cf-note { font-size: 0.9rem; line-height: 1.4; margin: 0; }
@@ -83,7 +81,7 @@ def caption(one: Explanation, names: Sequence[str]) -> str:
     what = f"<b>{escape(one.recipe.label)}</b>: {escape(names[target])}"
     if rival is not None:
         what += f" rather than {escape(names[rival])}"
-    if one.score < UNSEEN:
+    if one.score < FAINT:
         rest = f"The network gives it {percent(one.score)}, so the map means little."
     else:
         rest = f"The highlighted part alone: {percent(one.kept)} (whole picture: {percent(one.score)})."
