@@ -21,7 +21,9 @@ import pytest
 import torch
 from captum.attr import LayerGradCam
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models import squeezenet1_1 as build
 
 import captum_fusion
 from captum_fusion import LayerScoreCAM, functional, models
@@ -153,6 +155,16 @@ def test_presets_have_their_cost_and_take_components(
     assert ("max_evaluations=56" in mixed) == (spec == PRESETS[0])
     with pytest.raises(ValueError, match="preset must be one of fast, best"):
         checked(["fusion-cam:preset=slow"])
+
+
+def test_a_bundle_names_files_without_their_folders(tmp_path: Path) -> None:
+    weights, names = tmp_path / "mine.safetensors", tmp_path / "names.txt"
+    save_file({key: value.contiguous() for key, value in build().state_dict().items()}, weights)
+    names.write_text("\n".join(f"class {index}" for index in range(1000)))
+    _, source = sources.of_name("squeezenet1_1", str(weights), str(names))
+    assert source.facts == {"loaded_from": "squeezenet1_1", "weights": "mine.safetensors", "classes": "names.txt"}
+    assert str(tmp_path) not in "".join(source.lines)
+    assert "# Put your mine.safetensors and names.txt into this folder." in source.lines
 
 
 def test_a_formula_that_is_not_understood_has_no_cost(monkeypatch: pytest.MonkeyPatch) -> None:
