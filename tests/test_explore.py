@@ -26,18 +26,20 @@ from torch import Tensor, nn
 from torchvision.models import squeezenet1_1 as build
 
 import captum_fusion
-from captum_fusion import LayerScoreCAM, functional, models
+from captum_fusion import LayerFusionCAM, LayerScoreCAM, functional, models
 from captum_fusion.__main__ import main
 from captum_fusion._pictures import visible_box
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.demo import digits
 from captum_fusion.evaluation.cost import Cost, cost
 from captum_fusion.evaluation.data import load_image
-from captum_fusion.explore import Contrast, bundle, drawing, sources, text
+from captum_fusion.explore import bundle, drawing, sources, text
 from captum_fusion.explore.pictures import Picture, read
 from captum_fusion.explore.recipes import PRESETS, Recipe, checked
 from captum_fusion.explore.session import CancelledError, Question, Session, Watch, top_share
+from captum_fusion.layers import TokenGrid
 from captum_fusion.visualization import MODES
+from tests.test_layers import Transformer
 
 SCENE = digits.scene_path("four_and_six")
 QUICK = "fusion-cam:max_evaluations=4"
@@ -87,6 +89,11 @@ def test_a_class_rather_than_another_explains_the_difference_of_their_outputs(
     expected = functional.normalize(functional.upsample(raw, (96, 96)))[0, 0]
     torch.testing.assert_close(found.heat, expected.detach())
     assert found.score == pytest.approx((logits[4] - logits[6]).sigmoid().item(), abs=1e-6)
+    fused = session.explain(picture, Question(4, 6), Recipe(QUICK))
+    assert fused.details is not None
+    assert fused.details.score.item() == pytest.approx((logits[4] - logits[6]).item(), abs=1e-4)
+    shares = [float(part.split(" %")[0]) for step in text.steps(fused) for part in step.split("alone: ")[1:]]
+    assert all(0 <= share <= 100 for share in shares)
 
 
 def test_a_map_is_made_once(session: Session, picture: Picture) -> None:
@@ -446,6 +453,36 @@ def test_networks_of_every_origin() -> None:
         sources.of_any(net, None, lambda image: "no")[0].preprocess(load_image(SCENE))
 
 
+@pytest.mark.parametrize("layer", [None, "blocks.0"])
+def test_a_transformer_is_explored(layer: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = Transformer(2).eval()
+
+    def preprocess(image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(image.resize((32, 32)))).permute(2, 0, 1) / 255
+
+    loaded, source = sources.of_any(net, None, preprocess)
+    session = Session(loaded, source, None if layer is None else "blocks.0.norm2")
+    name = "blocks.1.norm1" if layer is None else "blocks.0.norm2"
+    assert session.layer == name
+    assert session.layers[name] == (8, 8, 8)
+    assert "head" not in session.layers
+    picture, grid = session.open(SCENE), TokenGrid(prefix=2)
+    found = session.explain(picture, Question(1), Recipe("fusion-cam:preset=best"))
+    module = net.get_submodule(name)
+    expected = LayerFusionCAM.best(net, module, reshape=grid).attribute(picture.inputs, 1)
+    torch.testing.assert_close(found.heat, expected[0, 0].detach())
+    mixed = session.explain(picture, Question(1, 2), Recipe("fusion-cam", "grad-cam", "score-cam"))
+    assert "gradient_method=ReshapedGradCAM(network, layer, reshape=TokenGrid(prefix=2))" in mixed.code
+    assert session.explain(picture, Question(1), Recipe("integrative-cam")).layers == (name,)
+    monkeypatch.chdir(tmp_path)
+    script = bundle.script(session, picture, [found, mixed]).replace("torch.nn.Module = ...", "torch.nn.Module = net")
+    Path(bundle.safe_name(picture.name)).write_bytes(picture.content)
+    exec(script.replace("preprocess=...", "preprocess=batched"), {"net": net, "batched": loaded.preprocess})
+    for number, made in enumerate([found, mixed], 1):
+        np.testing.assert_allclose(np.load(f"again_{number}.npy"), made.heat.numpy(), atol=1e-4)
+
+
 def test_a_network_without_a_stage_needs_a_layer() -> None:
     net = nn.Sequential(nn.Flatten(), nn.LazyLinear(3)).eval()
     with pytest.raises(ValueError, match="layer: no convolutional stage"):
@@ -474,15 +511,6 @@ def test_pictures_to_choose_from(tmp_path: Path) -> None:
     assert [example.path for example in sources.examples([SCENE], "any")] == [SCENE]
     with pytest.raises(ValueError, match="there is no file"):
         sources.examples([tmp_path / "none.png"], "any")
-
-
-def test_contrast_is_a_module_that_gradients_pass() -> None:
-    inputs = torch.tensor([[1.0, 5.0, 2.0]], requires_grad=True)
-    output = Contrast(nn.Identity(), 1, 2)(inputs)
-    assert output.tolist() == [[3.0, 0.0]]
-    output[0, 0].backward()
-    assert inputs.grad is not None
-    assert inputs.grad.tolist() == [[0.0, 1.0, -1.0]]
 
 
 def test_words() -> None:

@@ -54,6 +54,11 @@ class Method:
             raise ValueError(f"preset must be one of {', '.join(self.info.presets) or 'none'}, not {preset!r}")
         return self.info.presets[preset]
 
+    def class_for(self, options: Mapping[str, Any]) -> type[Attribution]:
+        """The class to build with options: captum's Grad-CAM has no ``reshape``."""
+        reshaped = self.cls is LayerGradCam and options.get("reshape") is not None
+        return gradient.ReshapedGradCAM if reshaped else self.cls
+
     def build(self, model: Any, layers: Sequence[nn.Module], preset: str | None = None, **options: Any) -> Any:
         """Create an instance of the class.
 
@@ -77,9 +82,7 @@ class Method:
             'increase'
         """
         self.preset_options(preset)
-        cls = self.cls
-        if cls is LayerGradCam and options.get("reshape") is not None:
-            cls = gradient.ReshapedGradCAM  # captum's has no reshape
+        cls = self.class_for(options)
         known = inspect.signature(cls.__init__).parameters
         kept = {key: value for key, value in options.items() if key in known}
         if "layer" not in known:

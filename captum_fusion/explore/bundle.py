@@ -137,8 +137,10 @@ def script(session: Session, picture: Picture, explanations: Sequence[Explanatio
         for package, names in one.imports.items():
             imports.setdefault(package, set()).update(names)
     if any(one.question.rival is not None for one in explanations):
-        imports["captum_fusion.explore"] = {"Contrast"}
+        imports["captum_fusion.targets"] = {"Contrast"}
     lines = ['"""Makes the maps of this bundle again."""', "", "import numpy as np"]
+    if any(one.question.rival is not None for one in explanations) and "import torch" not in session.source.lines:
+        lines.append("import torch")
     lines += [f"from {package} import {', '.join(sorted(names))}" for package, names in sorted(imports.items())]
     lines += [
         *session.source.lines,
@@ -152,11 +154,12 @@ def script(session: Session, picture: Picture, explanations: Sequence[Explanatio
 
 def _lines(one: Explanation) -> Iterable[str]:
     target, rival, _ = one.question
-    yield "network = model" if rival is None else f"network = Contrast(model, {target}, {rival})"
+    yield "network = model" if rival is None else "network = Contrast(model)"
     if len(one.layers) == 1:
         yield f"layer = find_layer(model, {one.layers[0]!r})"
     elif one.layers:
         yield f"layers = [find_layer(model, name) for name in {list(one.layers)!r}]"
     yield f"attribution = {one.code}"
-    yield f"heat = attribution.attribute(inputs, target={target if rival is None else 0}).detach()"
+    others = "" if rival is None else f", additional_forward_args=torch.tensor([[{rival}]])"
+    yield f"heat = attribution.attribute(inputs, target={target}{others}).detach()"
     yield "heat = normalize(upsample(heat.sum(1, keepdim=True).relu(), inputs.shape[2:]))"

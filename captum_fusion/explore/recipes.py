@@ -6,8 +6,11 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import captum.attr
+from captum.attr import Attribution
 from torch import nn
 
+import captum_fusion
 from captum_fusion import layers
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.evaluation import methods
@@ -125,13 +128,20 @@ class Construction(NamedTuple):
                 continue
             arguments.append(f"{key}={value.code() if isinstance(value, Construction) else repr(value)}")
         preset = self.options.get("preset")
-        return f"{METHODS[self.name].cls.__name__}{f'.{preset}' if preset else ''}({', '.join(arguments)})"
+        return f"{self.cls.__name__}{f'.{preset}' if preset else ''}({', '.join(arguments)})"
+
+    @property
+    def cls(self) -> type[Attribution]:
+        """The class."""
+        return METHODS[self.name].class_for(self.options)
 
     def imports(self) -> dict[str, set[str]]:
         """The classes that :meth:`code` names, for each package."""
-        cls = METHODS[self.name].cls
-        package = "captum_fusion" if cls.__module__.startswith("captum_fusion.") else "captum.attr"
-        found: dict[str, set[str]] = {package: {cls.__name__}}
+        name, package = self.cls.__name__, self.cls.__module__
+        public = (module for module in (captum_fusion, captum.attr) if hasattr(module, name))
+        found = {next((module.__name__ for module in public), package): {name}}
+        if "reshape" in self.options:
+            found["captum_fusion.layers"] = {type(self.options["reshape"]).__name__}
         for value in self.options.values():
             if isinstance(value, Construction):
                 for key, names in value.imports().items():
@@ -145,10 +155,11 @@ def _construction(spec: methods.MethodSpec, layer: Sequence[str], options: Mappi
     for key in spec.options:
         if not methods.takes(spec.name, key):
             raise ValueError(f"{spec.name} has no option {key!r}")
-    kept = {key: value for key, value in options.items() if methods.takes(spec.name, key)}
     METHODS[spec.name].preset_options(spec.options.get("preset"))
+    known = inspect.signature(METHODS[spec.name].class_for(options).__init__).parameters
+    kept = {key: value for key, value in options.items() if key in known}
     names = None
-    if "layer" in inspect.signature(METHODS[spec.name].cls.__init__).parameters:
+    if "layer" in known:
         names = tuple(layer) if METHODS[spec.name].info.fuses_layers else tuple(layer[-1:])
     return Construction(spec.name, names, {**kept, **spec.options})
 

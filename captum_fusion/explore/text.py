@@ -97,10 +97,13 @@ def steps(one: Explanation) -> list[str]:
     last = f"weights: {union:.2f} union, {rival:.2f} region map"
     if details.selected is not None:
         last = f"selected: {'the union' if bool(details.selected[0]) else 'the region map'}"
-    base = float(details.baseline_score[0])
+    base = details.baseline_score[0].float()
 
     def alone(contribution: Tensor) -> str:
-        return f"alone: {percent(max(0.0, float(contribution[0]) + base))}"
+        score = contribution[0].float() + base
+        if one.question.rival is not None:
+            score = score.sigmoid()  # of a difference of outputs: the probability among these two
+        return f"alone: {percent(max(0.0, float(score)))}"
 
     lines = [
         ("Gradient map", f"{alone(details.gradient_contribution)}; weight {gradient:.2f}"),
