@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from captum_fusion import __version__
-from captum_fusion.evaluation.fingerprints import fingerprint_of
+from captum_fusion.evaluation.network import weights_fingerprint
 from captum_fusion.explore.pictures import Picture
 from captum_fusion.explore.session import Explanation, Session
 
@@ -84,7 +84,6 @@ def bundle(
 
 def manifest(session: Session, picture: Picture, explanations: Sequence[Explanation]) -> dict[str, Any]:
     """What the maps are, as JSON values."""
-    state = sorted(session.model.state_dict().items())
 
     def named(index: int | None) -> dict[str, Any] | None:
         return None if index is None else {"index": index, "name": session.class_names[index]}
@@ -93,7 +92,7 @@ def manifest(session: Session, picture: Picture, explanations: Sequence[Explanat
         "model": {
             "name": session.loaded.name,
             **session.source.facts,
-            "weights_hash": fingerprint_of(*(part for pair in state for part in pair)),
+            "weights_hash": weights_fingerprint(session.model),
             "score_fn": session.score_fn or "softmax",
         },
         "picture": {"file": safe_name(picture.name), "size": list(picture.size), "hash": picture.key},

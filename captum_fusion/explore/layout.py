@@ -49,7 +49,7 @@ class Layout:
                     self._build_method()
                     self._build_panels()
                     self._build_display()
-                    with gr.Tabs():
+                    with gr.Tabs(overflow_behavior="wrap"):
                         self._build_ask()
                         self._build_brush()
                         self._build_steps()
@@ -73,7 +73,7 @@ class Layout:
                 opened.thumbnail((240, 240))
                 thumbnails.append(opened.convert("RGB"))
         self.gallery = gr.Gallery(
-            thumbnails, show_label=False, columns=4, height=120, allow_preview=False, object_fit="cover",
+            thumbnails, show_label=False, columns=5, height="auto", allow_preview=False, object_fit="cover",
             buttons=[], interactive=False, visible=bool(thumbnails), elem_id="examples",
         )  # fmt: skip
         self.note = gr.HTML(elem_id="note", padding=False)
@@ -90,7 +90,7 @@ class Layout:
         session = self.session
         with gr.Row():
             self.methods = gr.Dropdown(
-                method_choices(self.session, self.offered, None),
+                method_choices(session, [Recipe(spec) for spec in self.offered], None),
                 value=self.specs,
                 multiselect=True,
                 max_choices=PANELS,
@@ -121,9 +121,9 @@ class Layout:
         self.panels: list[tuple[gr.Column, gr.Image, gr.HTML]] = []
         with gr.Row(elem_classes="cf-maps"):
             for i in range(PANELS):
-                with gr.Column(visible=i == 0, min_width=240) as column:
+                with gr.Column(visible=i == 0, min_width=190) as column:
                     image = gr.Image(
-                        show_label=False, interactive=False, format="jpeg", buttons=["fullscreen"], height=420,
+                        show_label=False, interactive=False, format="jpeg", buttons=["fullscreen"],
                         elem_id=f"map{i}", alt_text="The picture with the map over it",
                     )  # fmt: skip
                     caption = gr.HTML(elem_id=f"caption{i}", padding=False)
@@ -162,14 +162,14 @@ class Layout:
                 self.fill = gr.Radio(
                     [("grey", "mean"), ("blur", "blur")], value="mean", label="Hide with", elem_id="fill"
                 )
-                self.asked = gr.Dropdown([], label="Map", visible=False, elem_id="asked")
+                self.asked = gr.Dropdown([], label="Map", visible=False, min_width=240, elem_id="asked")
             with gr.Row():
-                self.only = gr.Image(label="Only the highlighted part", **_still("only"))
-                self.without = gr.Image(label="The highlighted part hidden", **_still("without"))
+                self.only = gr.Image(label="Highlighted part only", **_still("only"))
+                self.without = gr.Image(label="Highlighted part hidden", **_still("without"))
             self.answer = gr.HTML(elem_id="answer", padding=False)
 
     def _build_brush(self) -> None:
-        with gr.Tab("Brush a part away"):
+        with gr.Tab("Brush"):
             gr.Markdown("Paint over a part of the picture and ask what the network sees without it.")
             with gr.Row():
                 with gr.Column(scale=3, min_width=300):
@@ -183,13 +183,13 @@ class Layout:
                     self.brushed = gr.HTML(elem_id="brushed", padding=False)
 
     def _build_steps(self) -> None:
-        with gr.Tab("Steps of the fusion"):
+        with gr.Tab("Steps"):
             self.steps_note = gr.HTML(elem_id="steps_note", padding=False)
             self.steps: list[tuple[gr.Image, gr.HTML]] = []
-            with gr.Row():
+            with gr.Row(elem_classes="cf-steps"):
                 for i in range(STEPS):
                     with gr.Column(min_width=150):
-                        image = gr.Image(show_label=False, visible=False, **_still(f"step{i}", 230))
+                        image = gr.Image(show_label=False, visible=False, **_still(f"step{i}", None))
                         self.steps.append((image, gr.HTML(elem_id=f"stepcaption{i}", padding=False)))
 
     def _build_downloads(self) -> None:
@@ -217,23 +217,24 @@ def rivals(session: Session, first: Sequence[int]) -> list[tuple[str, int]]:
 
 
 def class_choices(session: Session, picture: Picture, indices: Sequence[int]) -> list[tuple[str, int]]:
-    """Classes with their probabilities."""
+    """Classes with their scores."""
     names = session.class_names
-    return [(f"{names[index]}: {text.percent(float(picture.scores[index]))}", index) for index in indices]
+    scores = {index: text.amount(float(picture.scores[index]), session.is_probability) for index in indices}
+    return [(f"{names[index]}: {score}", index) for index, score in scores.items()]
 
 
 def method_choices(
-    session: Session, offered: Sequence[str], picture: Picture | None, layer: str = ""
+    session: Session, recipes: Sequence[Recipe], picture: Picture | None, layer: str = ""
 ) -> list[tuple[str, str]]:
     """The methods with their prices."""
     choices = []
-    for name in offered:
-        known = None if picture is None else text.price(session.cost(Recipe(name), picture, layer))
-        choices.append((f"{name} ({known})" if known else name, name))
+    for recipe in recipes:
+        known = None if picture is None else text.price(session.cost(recipe, picture, layer))
+        choices.append((f"{recipe.method} ({known})" if known else recipe.method, recipe.method))
     return choices
 
 
-def _still(name: str, height: int = 300) -> dict[str, Any]:
+def _still(name: str, height: int | None = 300) -> dict[str, Any]:
     """Options of a picture that is only looked at."""
     return {
         "interactive": False,

@@ -89,10 +89,11 @@ class Page:
 
     def _connect(self, page: layout.Layout) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        chosen = [page.target, page.rival, page.methods, page.layer, page.gradient, page.region]
-        opened = [page.image, page.note, page.target, page.rival, page.other, page.methods, page.editor, page.brushed]
+        chosen: list[Any] = [page.target, page.rival, page.methods, page.layer, page.gradient, page.region]
+        opened = [page.image, page.note, page.target, page.rival, page.other, page.editor, page.brushed]
         drawn: list[Any] = [part for panel in page.panels for part in panel]
         drawn += [part for step in page.steps for part in step] + [page.steps_note, page.asked]
+        priced: list[Any] = [page.layer, page.gradient, page.region]
         asking: list[Any] = [page.share, page.fill, page.asked]
         answered = [page.only, page.without, page.answer]
 
@@ -103,11 +104,13 @@ class Page:
             event.then(self._files, None, page.downloads, concurrency_limit=None, **quiet)
 
         def run(event: Any, function: Callable[..., Any]) -> None:
+            event = event.then(self._prices, priced, [page.methods], queue=False, **quiet)
             event = event.then(
                 function, chosen, [page.status], concurrency_id="network", concurrency_limit=1, show_progress="full",
                 show_progress_on=[image for _, image, _ in page.panels], api_visibility="private",
             )  # fmt: skip
-            show(event.then(self._end, None, [page.explain, page.cancel], queue=False, **quiet))
+            event = event.then(self._end, None, [page.explain, page.cancel], queue=False, **quiet)
+            show(event.then(self._prices, priced, [page.methods], queue=False, **quiet))
 
         begin: dict[str, Any] = {"outputs": [page.explain, page.cancel], "queue": False, **quiet}
         network: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, **quiet}
@@ -120,11 +123,7 @@ class Page:
         added = page.other.input(self._begin, **begin)
         added = added.then(self._add_class, [page.other, page.target], [page.target, page.other], **quiet)
         run(added, self._run_if_quick)
-        choices: list[Any] = [page.target, page.rival, page.methods, page.gradient, page.region]
-        changed = [part.input for part in choices]
-        run(gr.on(changed, self._begin, **begin), self._run_if_quick)
-        layer = page.layer.input(self._begin, **begin)
-        run(layer.then(self._layer_changed, [page.layer], [page.methods], **quiet), self._run_if_quick)
+        run(gr.on([part.input for part in chosen], self._begin, **begin), self._run_if_quick)
         page.methods.change(_components, [page.methods], [page.components, page.gradient], queue=False, **quiet)
         run(page.explain.click(self._begin, **begin), self._run)
         page.cancel.click(self._cancel, **begin)
@@ -167,7 +166,7 @@ class Page:
     # --------------------------------------------------------------------------------------------------- the picture
 
     def _open_first(self, request: gr.Request) -> list[Any]:
-        return self._open(self.examples[0], request) if self.examples else [gr.skip()] * 8
+        return self._open(self.examples[0], request) if self.examples else [gr.skip()] * 7
 
     def _pick(self, chosen: gr.SelectData, request: gr.Request) -> tuple[Any, Any]:
         """Note the picked example: only the first handler of an event is told what was selected."""
@@ -178,7 +177,7 @@ class Page:
         return self._open(self.examples[self._visitor(request).example], request)
 
     def _open_upload(self, path: str | None, request: gr.Request) -> list[Any]:
-        return [gr.skip()] * 8 if path is None else self._open(Example(Path(path)), request)
+        return [gr.skip()] * 7 if path is None else self._open(Example(Path(path)), request)
 
     def _open(self, example: Example, request: gr.Request) -> list[Any]:
         visitor, session = self._visitor(request), self.session
@@ -186,7 +185,7 @@ class Page:
             picture = session.open(example.path)
         except ValueError as error:
             previous = None if visitor.picture is None else visitor.picture.view
-            return [previous, text.note(str(error), error=True), *[gr.skip()] * 6]
+            return [previous, text.note(str(error), error=True), *[gr.skip()] * 5]
         visitor.picture, visitor.explanations = picture, []
         top = session.top(picture)
         remark = f"{picture.name}: {picture.size[0]} x {picture.size[1]} pixels"
@@ -199,7 +198,6 @@ class Page:
             gr.Radio(layout.class_choices(session, picture, top), value=top[0]),
             gr.Dropdown(layout.rivals(session, top), value=-1),
             None,
-            gr.Dropdown(layout.method_choices(session, self._offered, picture)),
             picture.view,
             "",
         ]
@@ -211,9 +209,10 @@ class Page:
         indices = list(dict.fromkeys([*self.session.top(visitor.picture), wanted]))
         return gr.Radio(layout.class_choices(self.session, visitor.picture, indices), value=wanted), None
 
-    def _layer_changed(self, layer: str, request: gr.Request) -> Any:
-        visitor = self._visitor(request)
-        return gr.Dropdown(layout.method_choices(self.session, self._offered, visitor.picture, layer))
+    def _prices(self, layer: str, gradient: str, region: str, request: gr.Request) -> Any:
+        """The methods with what they cost now."""
+        recipes = _recipes(self._offered, gradient, region)
+        return gr.Dropdown(layout.method_choices(self.session, recipes, self._visitor(request).picture, layer))
 
     # ------------------------------------------------------------------------------------------------------- the run
 
@@ -254,7 +253,7 @@ class Page:
         if rival == target:
             return text.note("The two classes are the same; choose another one to compare with.", error=True)
         question = Question(int(target), None if rival in (None, -1) else int(rival), layer)
-        wanted, waiting = self._affordable(picture, question, recipes, most)
+        wanted, waiting = self._affordable(picture, question, recipes[:PANELS], most)
         total = sum(known[0].forward_samples + known[0].layer_samples for _, known in wanted if known)
         watch = Watch(_reporter(progress, max(1, int(total))), is_cancelled)
         done, failures = [], []
@@ -293,7 +292,7 @@ class Page:
         self, mode: str, alpha: float, cmap: str, threshold: float, shared: bool, request: gr.Request
     ) -> list[Any]:
         """Draw the maps; the network does not run."""
-        visitor, names = self._visitor(request), self.session.class_names
+        visitor, session = self._visitor(request), self.session
         display = Display(mode, alpha, cmap, threshold, shared)
         shown = visitor.explanations
         if visitor.picture is None:
@@ -303,7 +302,8 @@ class Page:
         values: list[Any] = []
         for i in range(PANELS):
             if i < len(shown):
-                values += [gr.Column(visible=True), visitor.drawn[i], text.caption(shown[i], names)]
+                caption = text.caption(shown[i], session.class_names, session.is_probability)
+                values += [gr.Column(visible=True), visitor.drawn[i], caption]
             else:
                 plain = visitor.picture.view if i == 0 and visitor.picture is not None else None
                 values += [gr.Column(visible=i == 0), plain, ""]
@@ -321,11 +321,11 @@ class Page:
         view.thumbnail((400, 400))
         images = drawing.draw(view, heats, display._replace(shared=False))
         values: list[Any] = []
-        for image, caption in zip(images, text.steps(fused), strict=True):
+        for image, caption in zip(images, text.steps(fused, self.session.is_probability), strict=True):
             values += [gr.Image(image, visible=True), caption]
         sentence = (
-            f"{fused.recipe.label}: the gradient map and the region map are weighted by the score of the part of the "
-            "picture that each shows alone."
+            f"{fused.recipe.label}: each map is weighted by the score that the picture has when it is seen through the "
+            "map, that is, multiplied by it."
         )
         return [*values, text.note(sentence)]
 
@@ -366,7 +366,7 @@ class Page:
             *(scores.topk(min(2, len(scores))).indices.tolist() for scores in columns.values()),
         ]
         indices = [index for index in dict.fromkeys([*asked, *(i for some in best for i in some)]) if index is not None]
-        return text.table(self.session.class_names, indices, columns)
+        return text.table(self.session.class_names, indices, columns, self.session.is_probability)
 
     # ---------------------------------------------------------------------------------------------------------- files
 
@@ -405,12 +405,10 @@ def _components(specs: list[str]) -> tuple[Any, Any]:
 
 
 def _recipes(specs: Sequence[str], gradient: str, region: str) -> list[Recipe]:
-    recipes = []
-    for spec in specs:
-        taken = COMPONENTS.get(spec.partition(":")[0], ())
-        given = {"gradient": gradient or None, "region": region or None}
-        recipes.append(Recipe(spec, **{key: value for key, value in given.items() if key in taken}))
-    return recipes[:PANELS]
+    """Methods with the chosen components, as far as they take them."""
+    given = {"gradient": gradient or None, "region": region or None}
+    taken = [COMPONENTS.get(methods.parse(spec).name, ()) for spec in specs]
+    return [Recipe(spec, **{name: given[name] for name in names}) for spec, names in zip(specs, taken, strict=True)]
 
 
 def _asked_choices(shown: Sequence[Explanation]) -> Any:

@@ -28,6 +28,8 @@ from captum_fusion.targets import Contrast
 #: How many maps are kept.
 KEPT = 64
 
+_TRIAL = 4  # samples of the trial that says how long a sample takes
+
 
 class CancelledError(Exception):
     """The run was cancelled."""
@@ -155,7 +157,7 @@ class Session:
         probe = self._prepare(Image.new("RGB", (320, 320), "gray"))
         outputs = models.output_of(loaded.name, self.model, probe).shape[1]
         #: About how long a forward sample takes.
-        self.seconds = min(self._timed(probe) for _ in range(2))
+        self.seconds = self._timed(torch.cat([probe] * _TRIAL)) / _TRIAL
         self.class_names = models.class_names_of(loaded, outputs) or [str(index) for index in range(outputs)]
         try:
             stages = layers.resolution_layers(self.model, probe)
@@ -173,6 +175,11 @@ class Session:
         shapes = {name: tuple(heat.shape[1:]) for name, heat in self._maps(outputs_of_layers).items()}
         #: Channels and size of the maps of every layer that can be explained, by name, the last first.
         self.layers: dict[str, tuple[int, ...]] = dict(reversed(shapes.items()))
+
+    @property
+    def is_probability(self) -> bool:
+        """Whether scores are from 0 to 1."""
+        return self.score_fn != "identity"
 
     # --------------------------------------------------------------------------------------------------- the network
 
