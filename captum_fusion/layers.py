@@ -291,6 +291,11 @@ class TokenGrid:
     def __init__(self, height: int | None = None, width: int | None = None, prefix: int = 1) -> None:
         self.height, self.width, self.prefix = height, width, prefix
 
+    def __repr__(self) -> str:
+        given = {"height": self.height, "width": self.width, "prefix": self.prefix}
+        usual = {"height": None, "width": None, "prefix": 1}
+        return f"TokenGrid({', '.join(f'{key}={value}' for key, value in given.items() if value != usual[key])})"
+
     def _size(self, tokens: Tensor) -> tuple[int, int]:
         cells = tokens.shape[1] - self.prefix if tokens.dim() == 3 else 0
         side = math.isqrt(max(0, cells))
@@ -321,6 +326,9 @@ class ChannelsLast:
         >>> ChannelsLast()(torch.zeros(2, 7, 7, 768)).shape
         torch.Size([2, 768, 7, 7])
     """
+
+    def __repr__(self) -> str:
+        return "ChannelsLast()"
 
     def __call__(self, features: Tensor) -> Tensor:
         """Convert ``(N, *spatial, C)`` to ``(N, C, *spatial)``."""

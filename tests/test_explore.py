@@ -21,21 +21,25 @@ import pytest
 import torch
 from captum.attr import LayerGradCam
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models import squeezenet1_1 as build
 
 import captum_fusion
-from captum_fusion import LayerScoreCAM, functional, models
+from captum_fusion import LayerFusionCAM, LayerScoreCAM, functional, models
 from captum_fusion.__main__ import main
 from captum_fusion._pictures import visible_box
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.demo import digits
-from captum_fusion.evaluation.cost import cost
+from captum_fusion.evaluation.cost import Cost, cost
 from captum_fusion.evaluation.data import load_image
-from captum_fusion.explore import Contrast, bundle, drawing, sources, text
+from captum_fusion.explore import bundle, drawing, sources, text
 from captum_fusion.explore.pictures import Picture, read
-from captum_fusion.explore.recipes import Recipe, checked
+from captum_fusion.explore.recipes import PRESETS, Recipe, checked
 from captum_fusion.explore.session import CancelledError, Question, Session, Watch, top_share
+from captum_fusion.layers import TokenGrid
 from captum_fusion.visualization import MODES
+from tests.test_layers import Transformer
 
 SCENE = digits.scene_path("four_and_six")
 QUICK = "fusion-cam:max_evaluations=4"
@@ -85,6 +89,11 @@ def test_a_class_rather_than_another_explains_the_difference_of_their_outputs(
     expected = functional.normalize(functional.upsample(raw, (96, 96)))[0, 0]
     torch.testing.assert_close(found.heat, expected.detach())
     assert found.score == pytest.approx((logits[4] - logits[6]).sigmoid().item(), abs=1e-6)
+    fused = session.explain(picture, Question(4, 6), Recipe(QUICK))
+    assert fused.details is not None
+    assert fused.details.score.item() == pytest.approx((logits[4] - logits[6]).item(), abs=1e-4)
+    shares = [float(part.split("&nbsp;%")[0]) for step in text.steps(fused) for part in step.split("through it: ")[1:]]
+    assert all(0 <= share <= 100 for share in shares)
 
 
 def test_a_map_is_made_once(session: Session, picture: Picture) -> None:
@@ -138,12 +147,39 @@ def test_the_cost_is_what_a_method_takes(session: Session, picture: Picture, rec
     assert found.forward_samples == pytest.approx(known[0].forward_samples, abs=6)  # a group may be empty
 
 
+@pytest.mark.parametrize(("spec", "samples"), [(PRESETS[0], 61), (PRESETS[1], 517)])
+def test_presets_have_their_cost_and_take_components(
+    session: Session, picture: Picture, spec: str, samples: int
+) -> None:
+    assert cost(spec, 512, 49) == Cost(samples, 1.0)
+    known = session.cost(Recipe(spec), picture)
+    found = session.explain(picture, Question(4), Recipe(spec))
+    assert known is not None
+    assert found.forward_samples == known[0].forward_samples
+    assert found.code.startswith(f"LayerFusionCAM.{spec.rpartition('=')[2]}(network, layer")
+    mixed = Recipe(spec, "hires-cam", "score-cam").construction(("stage4",), {}).code()
+    assert "region_method=LayerScoreCAM(network, layer" in mixed
+    assert ("max_evaluations=56" in mixed) == (spec == PRESETS[0])
+    with pytest.raises(ValueError, match="preset must be one of fast, best"):
+        checked(["fusion-cam:preset=slow"])
+
+
+def test_a_bundle_names_files_without_their_folders(tmp_path: Path) -> None:
+    weights, names = tmp_path / "mine.safetensors", tmp_path / "names.txt"
+    save_file({key: value.contiguous() for key, value in build().state_dict().items()}, weights)
+    names.write_text("\n".join(f"class {index}" for index in range(1000)))
+    _, source = sources.of_name("squeezenet1_1", str(weights), str(names))
+    assert source.facts == {"loaded_from": "squeezenet1_1", "weights": "mine.safetensors", "classes": "names.txt"}
+    assert str(tmp_path) not in "".join(source.lines)
+    assert "# Put your mine.safetensors and names.txt into this folder." in source.lines
+
+
 def test_a_formula_that_is_not_understood_has_no_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     method = METHODS["grad-cam"]
     changed = type(method)(method.cls, method.info._replace(cost="K log K"))
     monkeypatch.setitem(METHODS, "grad-cam", changed)
     assert cost("grad-cam", 8, 9) is None
-    assert cost("fusion-cam", 8, 9, ("grad-cam", "rise")) is None
+    assert cost("fusion-cam:gradient_method=grad-cam,region_method=rise", 8, 9) is None
     assert text.price(None) == ""
 
 
@@ -417,6 +453,36 @@ def test_networks_of_every_origin() -> None:
         sources.of_any(net, None, lambda image: "no")[0].preprocess(load_image(SCENE))
 
 
+@pytest.mark.parametrize("layer", [None, "blocks.0"])
+def test_a_transformer_is_explored(layer: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = Transformer(2).eval()
+
+    def preprocess(image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(image.resize((32, 32)))).permute(2, 0, 1) / 255
+
+    loaded, source = sources.of_any(net, None, preprocess)
+    session = Session(loaded, source, None if layer is None else "blocks.0.norm2")
+    name = "blocks.1.norm1" if layer is None else "blocks.0.norm2"
+    assert session.layer == name
+    assert session.layers[name] == (8, 8, 8)
+    assert "head" not in session.layers
+    picture, grid = session.open(SCENE), TokenGrid(prefix=2)
+    found = session.explain(picture, Question(1), Recipe("fusion-cam:preset=best"))
+    module = net.get_submodule(name)
+    expected = LayerFusionCAM.best(net, module, reshape=grid).attribute(picture.inputs, 1)
+    torch.testing.assert_close(found.heat, expected[0, 0].detach())
+    mixed = session.explain(picture, Question(1, 2), Recipe("fusion-cam", "grad-cam", "score-cam"))
+    assert "gradient_method=ReshapedGradCAM(network, layer, reshape=TokenGrid(prefix=2))" in mixed.code
+    assert session.explain(picture, Question(1), Recipe("integrative-cam")).layers == (name,)
+    monkeypatch.chdir(tmp_path)
+    script = bundle.script(session, picture, [found, mixed]).replace("torch.nn.Module = ...", "torch.nn.Module = net")
+    Path(bundle.safe_name(picture.name)).write_bytes(picture.content)
+    exec(script.replace("preprocess=...", "preprocess=batched"), {"net": net, "batched": loaded.preprocess})
+    for number, made in enumerate([found, mixed], 1):
+        np.testing.assert_allclose(np.load(f"again_{number}.npy"), made.heat.numpy(), atol=1e-4)
+
+
 def test_a_network_without_a_stage_needs_a_layer() -> None:
     net = nn.Sequential(nn.Flatten(), nn.LazyLinear(3)).eval()
     with pytest.raises(ValueError, match="layer: no convolutional stage"):
@@ -447,13 +513,20 @@ def test_pictures_to_choose_from(tmp_path: Path) -> None:
         sources.examples([tmp_path / "none.png"], "any")
 
 
-def test_contrast_is_a_module_that_gradients_pass() -> None:
-    inputs = torch.tensor([[1.0, 5.0, 2.0]], requires_grad=True)
-    output = Contrast(nn.Identity(), 1, 2)(inputs)
-    assert output.tolist() == [[3.0, 0.0]]
-    output[0, 0].backward()
-    assert inputs.grad is not None
-    assert inputs.grad.tolist() == [[0.0, 1.0, -1.0]]
+def test_scores_that_are_no_probabilities_have_no_percent() -> None:
+    session = Session(*sources.of_name("digits"), score_fn="identity")
+    picture = session.open(SCENE)
+    found = session.explain(picture, Question(6), Recipe(QUICK))
+    rather = session.explain(picture, Question(4, 6), Recipe(QUICK))
+    outputs = session.model(picture.inputs)[0]
+    assert found.score == pytest.approx(outputs[6].item(), abs=1e-4)
+    assert rather.score == pytest.approx((outputs[4] - outputs[6]).item(), abs=1e-4)
+    names = session.class_names
+    said = [text.caption(one, names, False) for one in (found, rather)]
+    said += [*text.steps(found, False), text.table(names, [4, 6], {"whole": picture.scores}, False)]
+    assert not any("%" in part for part in said)
+    assert f"{outputs[6].item():.3g}" in said[0]
+    assert "among these two" in text.caption(rather, names)
 
 
 def test_words() -> None:
@@ -521,7 +594,10 @@ def test_a_visit_from_the_first_picture_to_the_downloads(page: Any, picture: Pic
     assert [Path(file).suffix for file in files] == [".png", ".npy", ".zip"]
     assert page._add_class(9, target, request)[0].value == 9
     assert page._add_class(None, target, request)[0] == target
-    assert "under 1 s" in str(page._layer_changed("stage3", request).choices)
+    assert "under 1 s" in str(page._prices("stage3", "", "", request).choices)
+    priced = {value: label for label, value in page._prices("stage4", "grad-cam", "rise", request).choices}
+    assert "4006 samples" in priced["fusion-cam"]
+    assert "1 sample," in priced["grad-cam"]
     folder = page._visitor(request).folder
     assert folder.is_dir()
     page._leave(request)
@@ -600,6 +676,7 @@ def test_without_gradio_one_line_says_what_to_install(
         (["none.png"], "there is no file none.png"),
         (["--model", "nothing"], "there is no model 'nothing'"),
         (["--device", "cuda:77"], "device: cuda:77 is not available here"),
+        (["--port", "70000"], "port: it must be from 1 to 65535, not 70000"),
     ],
 )
 def test_wrong_arguments_get_one_line(
@@ -620,5 +697,4 @@ def test_a_port_in_use_gets_one_line(capsys: pytest.CaptureFixture[str], gradio:
         port = taken.getsockname()[1]
         assert main(["explore", "--model", "digits", "--port", str(port)]) == 2
     error = capsys.readouterr().err
-    assert f"port {port}" in error
-    assert error.count("\n") == 1
+    assert error == f"captum-fusion: error: port: port {port} is not free; --port names another\n"

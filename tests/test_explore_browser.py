@@ -105,18 +105,18 @@ def test_a_visitor_explores_an_upload(visit: Any, tmp_path: Path) -> None:
     settle(visit, "grad-cam: four")
     choose(visit, "rival", "six", "six")
     settle(visit, "grad-cam: four rather than six")
-    choose(visit, "methods", "fusion-cam:max", "fusion-cam:max_evaluations=64")
-    settle(visit, "grad-cam", "fusion-cam:max_evaluations=64: four rather than six")
+    choose(visit, "methods", "fusion-cam:preset=fast", "fusion-cam:preset=fast")
+    settle(visit, "grad-cam", "fusion-cam:preset=fast: four rather than six")
     assert visit.locator("#map1 img").is_visible()
     before = visit.locator("#map0 img").get_attribute("src")
     visit.locator("#mode label", has_text="contour").click()
     visit.wait_for_function("before => document.querySelector('#map0 img').src !== before", arg=before)
-    visit.get_by_role("tab", name="Steps of the fusion").click()
+    visit.get_by_role("tab", name="Steps").click()
     sync_api.expect(visit.locator("#stepcaption1")).to_contain_text("Region map")
     visit.get_by_role("tab", name="Download").click()
     bundle = zipfile.ZipFile(io.BytesIO(download(visit, "bundle")))
     manifest = json.loads(bundle.read("manifest.json"))
-    assert [entry["method"] for entry in manifest["maps"]] == ["grad-cam", "fusion-cam:max_evaluations=64"]
+    assert [entry["method"] for entry in manifest["maps"]] == ["grad-cam", "fusion-cam:preset=fast"]
     assert manifest["maps"][0]["rather_than"]["name"] == "six"
     assert bundle.read("mine.png") == upload.read_bytes()
     assert np.load(io.BytesIO(download(visit, "map"))).shape == (2, 96, 96)
@@ -133,7 +133,7 @@ def download(page: Any, name: str) -> bytes:
 
 
 def test_a_part_is_brushed_away(visit: Any) -> None:
-    visit.get_by_role("tab", name="Brush a part away").click()
+    visit.get_by_role("tab", name="Brush").click()
     visit.locator("#brush").click()
     sync_api.expect(visit.locator("#brushed")).to_contain_text("Nothing is painted")
     canvas = visit.locator("#editor canvas").first
@@ -173,4 +173,6 @@ def test_a_narrow_window_shows_everything(visit: Any) -> None:
     visit.wait_for_timeout(500)
     assert visit.evaluate("document.documentElement.scrollWidth") <= 420
     top = visit.locator("#map0").bounding_box()["y"]
+    for tab in ("Ask the network", "Brush", "Steps", "Download"):
+        assert visit.get_by_role("tab", name=tab).is_visible()
     assert top < visit.locator("#methods").bounding_box()["y"]  # the map before the choice of methods

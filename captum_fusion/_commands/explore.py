@@ -57,11 +57,13 @@ def start(options: argparse.Namespace) -> Any:
     """Serve the page, and go on.
 
     Raises:
-        CommandError: For wrong arguments, a missing package, and a port in use.
+        CommandError: For wrong arguments, a missing package, or a port in use.
     """
     from captum_fusion.explore import load_page, sources
     from captum_fusion.explore.session import Session
 
+    if options.port is not None and not 0 < options.port < 2**16:
+        raise CommandError(f"port: it must be from 1 to {2**16 - 1}, not {options.port}")
     try:
         page = load_page()
         specs = checked(methods.split(options.methods, METHODS))
@@ -81,9 +83,11 @@ def start(options: argparse.Namespace) -> Any:
             inbrowser=options.open,
             prevent_thread_lock=True,
         )
-    except (OSError, RuntimeError) as error:
-        where = "" if options.port is None else f"port {options.port}: "
-        raise CommandError(f"{where}the page could not be served ({first_line(error)})") from error
+    except OSError as error:
+        taken = "no free port was found" if options.port is None else f"port {options.port} is not free"
+        raise CommandError(f"port: {taken}; --port names another") from error
+    except RuntimeError as error:
+        raise CommandError(f"the page could not be served ({first_line(error)})") from error
     print(f"{loaded.name}, layer {session.layer}: {blocks.local_url} (Ctrl-C ends it)", flush=True)
     if options.share:
         print(f"public link: {blocks.share_url}", flush=True)

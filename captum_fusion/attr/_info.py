@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 FAMILIES = ("fusion", "gradient", "region", "activation")
 
@@ -20,7 +22,8 @@ class MethodInfo(NamedTuple):
         signed: Whether the map has both signs. Default: False
         space: ``"layer"`` or ``"input"``, whichever has the same spatial size as the map. Default: ``"layer"``
         fuses_layers: Whether a list of layers is fused into one map. Default: False
-        presets: Names of class methods that create the method with options for a purpose. Default: ()
+        presets: Names of class methods that create the method for a purpose, each with the options that it
+            sets, as in a spec. Default: none
         note: What a reader must know before using the method; shown wherever it is listed. Default: ``""``
     """
 
@@ -32,5 +35,5 @@ class MethodInfo(NamedTuple):
     signed: bool = False
     space: str = "layer"
     fuses_layers: bool = False
-    presets: tuple[str, ...] = ()
+    presets: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     note: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,23 @@ class Method:
         """The name on the command line."""
         return self.info.name
 
+    def preset_options(self, preset: Any) -> Mapping[str, Any]:
+        """The options that a preset sets; none without a preset.
+
+        Raises:
+            ValueError: If the method has no such preset.
+        """
+        if preset is None:
+            return {}
+        if preset not in list(self.info.presets):
+            raise ValueError(f"preset must be one of {', '.join(self.info.presets) or 'none'}, not {preset!r}")
+        return self.info.presets[preset]
+
+    def class_for(self, options: Mapping[str, Any]) -> type[Attribution]:
+        """The class to build with options: captum's Grad-CAM has no ``reshape``."""
+        reshaped = self.cls is LayerGradCam and options.get("reshape") is not None
+        return gradient.ReshapedGradCAM if reshaped else self.cls
+
     def build(self, model: Any, layers: Sequence[nn.Module], preset: str | None = None, **options: Any) -> Any:
         """Create an instance of the class.
 
@@ -64,11 +81,8 @@ class Method:
             >>> METHODS["score-cam"].build(model, [model.stage4], weighting="increase", theta=5).weighting
             'increase'
         """
-        if preset is not None and preset not in self.info.presets:
-            raise ValueError(f"preset must be one of {', '.join(self.info.presets) or 'none'}, not {preset!r}")
-        cls = self.cls
-        if cls is LayerGradCam and options.get("reshape") is not None:
-            cls = gradient.ReshapedGradCAM  # captum's has no reshape
+        self.preset_options(preset)
+        cls = self.class_for(options)
         known = inspect.signature(cls.__init__).parameters
         kept = {key: value for key, value in options.items() if key in known}
         if "layer" not in known:

@@ -257,7 +257,7 @@ class LayerFusionCAM(_Fusion):
         "Dekdegue et al., 2026",
         "https://arxiv.org/abs/2603.05386",
         space="input",
-        presets=("fast", "best"),
+        presets={"fast": {"max_evaluations": _FAST_EVALUATIONS}, "best": {"region_method": "regression-cam"}},
     )
 
     @documented

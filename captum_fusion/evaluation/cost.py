@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from captum_fusion.attr.catalog import METHODS
@@ -13,7 +13,7 @@ from captum_fusion.evaluation import methods
 BACKWARD = 2.0
 
 #: The components of a fusion that is given none.
-_USUAL = ("grad-cam", "score-cam")
+_USUAL = {"gradient_method": "grad-cam", "region_method": "score-cam"}
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,13 @@ class Cost:
         )
 
 
-def cost(text: str, channels: int, positions: int, components: Sequence[str | None] = ()) -> Cost | None:
+def cost(text: str, channels: int, positions: int) -> Cost | None:
     """The cost of a method of the catalogue, from its formula.
 
     Args:
-        text (str): The method's spec.
+        text (str): The spec, with a fusion's preset or components if any.
         channels (int): The live channels of the layer.
         positions (int): The positions of the layer.
-        components (sequence of str or None, optional): The specs of a fusion's components, the region component last;
-            None for its own. Default: () (its own)
 
     Returns:
         Cost or None: None if a formula is not understood.
@@ -55,24 +53,31 @@ def cost(text: str, channels: int, positions: int, components: Sequence[str | No
 
         >>> cost("score-cam", 512, 169).forward_samples
         513.0
-        >>> cost("fusion-cam:max_evaluations=64", 512, 169)
-        Cost(forward_samples=69.0, backward_samples=1.0, layer_samples=0.0)
-        >>> cost("fusion-cam", 512, 169, ["grad-cam", "ablation-cam"]).layer_samples
+        >>> cost("fusion-cam:preset=fast", 512, 169)
+        Cost(forward_samples=61.0, backward_samples=1.0, layer_samples=0.0)
+        >>> cost("fusion-cam:gradient_method=grad-cam,region_method=ablation-cam", 512, 169).layer_samples
         512.0
     """
     spec = methods.parse(text)
-    limit = spec.options.get("max_evaluations")
+    options = {**METHODS[spec.name].preset_options(spec.options.get("preset")), **spec.options}
+    limit = options.get("max_evaluations")
     live = channels if limit is None else min(channels, int(limit))
-    if not any(components):
+    names = [name for name in _USUAL if methods.takes(spec.name, name)]
+    if not any(options.get(name) for name in names):
         return _evaluated(METHODS[spec.name].info.cost, live, positions)
     total = Cost(4.0)  # the baseline, both components, and the union
-    for part, usual in zip(components, _USUAL[-len(components) :], strict=True):
-        name = part or usual
-        searched = methods.takes(methods.parse(name).name, "max_evaluations")
-        own = cost(name, live if searched else channels, positions)
+    clean = 0
+    for name in names:
+        part = options.get(name) or _USUAL[name]
+        component = methods.parse(part).name
+        own = cost(part, live if methods.takes(component, "max_evaluations") else channels, positions)
         if own is None:
             return None
         total += own
+        clean += "layer" in inspect.signature(METHODS[component].cls.__init__).parameters
+    if clean == 2:  # one pass gives the layer's outputs and gradients to both
+        both = total.backward_samples > 1
+        total += Cost(-1.0, -1.0 if both else 0.0)
     return total
 
 

@@ -24,6 +24,9 @@ from captum_fusion.evaluation.fingerprints import describe, fingerprint_of
 #: The stages that a fusion can be cut off after (``fusion-cam:stage=union``), in their order.
 STAGES = ("sum", "denoised", "union", "full")
 
+#: The map of a class with a lower probability does not mean anything.
+FAINT = 0.01
+
 
 # --------------------------------------------------------------------------------------------------------------- specs
 
@@ -212,7 +215,7 @@ class BuiltMethod:
     """
 
     name: str
-    function: Callable[[Tensor, Any], Any]
+    function: Callable[..., Any]
     attribution: Any = None
 
     def __call__(self, inputs: Tensor, target: Any = None) -> Tensor:
@@ -294,7 +297,7 @@ def heat_map(method: BuiltMethod, inputs: Tensor, target: int) -> tuple[Tensor, 
         TypeError: If the method returns anything but one tensor.
     """
     if isinstance(method.attribution, (LayerFusionCAM, LayerUnionCAM)):
-        return single(method.attribution.attribute(inputs, target, return_details=True))
+        return single(method.function(inputs, target, return_details=True))
     raw = method(inputs, target)
     if raw.dim() != inputs.dim():
         raise ValueError("the layer must return one tensor (N, channels, height, width)")
@@ -343,8 +346,8 @@ def _of_attribution(attribution: Any, per_call: Mapping[str, Any]) -> BuiltMetho
     accepted = inspect.signature(attribution.attribute).parameters
     options = {key: value for key, value in per_call.items() if key in accepted}
 
-    def explain(inputs: Tensor, target: Any) -> Any:
-        return attribution.attribute(inputs, target=target, **options)
+    def explain(inputs: Tensor, target: Any, **more: Any) -> Any:
+        return attribution.attribute(inputs, target=target, **options, **more)
 
     return BuiltMethod(type(attribution).__name__, explain, attribution)
 

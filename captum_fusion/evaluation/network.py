@@ -73,7 +73,7 @@ class Network:
     def settings(self) -> dict[str, Any]:
         """What the rows of this network depend on."""
         return {
-            "weights": _weights(self.model),
+            "weights": weights_fingerprint(self.model),
             "layer": self.layer_name,
             "layout": str(self.layout),
             "classes": self.classes.outputs,
@@ -347,7 +347,8 @@ class Meter:
         self._backward += len(gradient)
 
 
-def _weights(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module) -> str:
+    """A content hash of a network's parameters and buffers."""
     state = sorted(model.state_dict().items())
     return fingerprint_of(*(part for key, value in state for part in (key, _dense(value))))
 

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     import gradio
     from PIL import Image
 
-    from captum_fusion.explore.session import Contrast as Contrast
     from captum_fusion.models import LoadedModel
 
-__all__ = ["Contrast", "explore"]
+__all__ = ["explore"]
 
 
 def explore(
@@ -97,11 +96,3 @@ def load_page() -> ModuleType:
     if importlib.util.find_spec("gradio") is None:
         raise ImportError('the explorer needs Gradio: pip install "captum-fusion[app]"')
     return importlib.import_module("captum_fusion.explore.page")
-
-
-def __getattr__(name: str) -> Any:
-    if name == "Contrast":
-        from captum_fusion.explore.session import Contrast
-
-        return Contrast
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

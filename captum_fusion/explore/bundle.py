@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from captum_fusion import __version__
-from captum_fusion.evaluation.fingerprints import fingerprint_of
+from captum_fusion.evaluation.network import weights_fingerprint
 from captum_fusion.explore.pictures import Picture
 from captum_fusion.explore.session import Explanation, Session
 
@@ -84,7 +84,6 @@ def bundle(
 
 def manifest(session: Session, picture: Picture, explanations: Sequence[Explanation]) -> dict[str, Any]:
     """What the maps are, as JSON values."""
-    state = sorted(session.model.state_dict().items())
 
     def named(index: int | None) -> dict[str, Any] | None:
         return None if index is None else {"index": index, "name": session.class_names[index]}
@@ -93,7 +92,7 @@ def manifest(session: Session, picture: Picture, explanations: Sequence[Explanat
         "model": {
             "name": session.loaded.name,
             **session.source.facts,
-            "weights_hash": fingerprint_of(*(part for pair in state for part in pair)),
+            "weights_hash": weights_fingerprint(session.model),
             "score_fn": session.score_fn or "softmax",
         },
         "picture": {"file": safe_name(picture.name), "size": list(picture.size), "hash": picture.key},
@@ -137,8 +136,10 @@ def script(session: Session, picture: Picture, explanations: Sequence[Explanatio
         for package, names in one.imports.items():
             imports.setdefault(package, set()).update(names)
     if any(one.question.rival is not None for one in explanations):
-        imports["captum_fusion.explore"] = {"Contrast"}
+        imports["captum_fusion.targets"] = {"Contrast"}
     lines = ['"""Makes the maps of this bundle again."""', "", "import numpy as np"]
+    if any(one.question.rival is not None for one in explanations) and "import torch" not in session.source.lines:
+        lines.append("import torch")
     lines += [f"from {package} import {', '.join(sorted(names))}" for package, names in sorted(imports.items())]
     lines += [
         *session.source.lines,
@@ -152,11 +153,12 @@ def script(session: Session, picture: Picture, explanations: Sequence[Explanatio
 
 def _lines(one: Explanation) -> Iterable[str]:
     target, rival, _ = one.question
-    yield "network = model" if rival is None else f"network = Contrast(model, {target}, {rival})"
+    yield "network = model" if rival is None else "network = Contrast(model)"
     if len(one.layers) == 1:
         yield f"layer = find_layer(model, {one.layers[0]!r})"
     elif one.layers:
         yield f"layers = [find_layer(model, name) for name in {list(one.layers)!r}]"
     yield f"attribution = {one.code}"
-    yield f"heat = attribution.attribute(inputs, target={target if rival is None else 0}).detach()"
+    others = "" if rival is None else f", additional_forward_args=torch.tensor([[{rival}]])"
+    yield f"heat = attribution.attribute(inputs, target={target}{others}).detach()"
     yield "heat = normalize(upsample(heat.sum(1, keepdim=True).relu(), inputs.shape[2:]))"

@@ -20,13 +20,12 @@ from torch import Tensor
 from captum_fusion import functional, shared_work
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.evaluation import methods
-from captum_fusion.explore import bundle, drawing, text
+from captum_fusion.explore import bundle, drawing, layout, text
 from captum_fusion.explore.drawing import Display
 from captum_fusion.explore.pictures import Picture
-from captum_fusion.explore.recipes import COMPONENTS, FIRST, PANELS, Recipe
+from captum_fusion.explore.recipes import COMPONENTS, FIRST, PANELS, PRESETS, Recipe
 from captum_fusion.explore.session import CancelledError, Explanation, Question, Session, Watch, top_share
 from captum_fusion.explore.sources import Example
-from captum_fusion.visualization import MODES
 
 #: Runs that take longer, in seconds, wait for the button.
 QUICK = 20.0
@@ -36,8 +35,6 @@ SLOW = 0.25
 
 #: The largest upload.
 LARGEST = "20mb"
-
-_STEPS = 4
 
 
 @dataclass
@@ -76,241 +73,68 @@ class Page:
 
     def __init__(self, session: Session, examples: Sequence[Example], specs: Sequence[str]) -> None:
         self.session, self.examples, self.specs = session, examples, list(specs)[:PANELS]
-        self._offered = list(dict.fromkeys([*specs, FIRST, *METHODS]))
+        self._offered = list(dict.fromkeys([*specs, *PRESETS, *METHODS]))
         self._visitors: dict[str, Visitor] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="captum_fusion_"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
-    # ----------------------------------------------------------------------------------------------------- the parts
-
     def blocks(self) -> gr.Blocks:
         """Build the page."""
-        blocks: gr.Blocks = gr.Blocks(
-            title="captum_fusion explorer", analytics_enabled=False, delete_cache=(3600, 3600)
-        )
-        with blocks:
-            gr.Markdown(
-                "## Why this class?\n"
-                "Choose a picture and a class. The map shows which parts of the picture the network's decision is "
-                f"based on. Network: **{text.title(self.session.loaded.name)}**."
-            )
-            with gr.Row():
-                with gr.Column(scale=3, min_width=300):
-                    self._build_picture()
-                with gr.Column(scale=8, min_width=320):
-                    self._build_method()
-                    self._build_panels()
-                    self._build_display()
-                    with gr.Tabs():
-                        self._build_ask()
-                        self._build_brush()
-                        self._build_steps()
-                        self._build_downloads()
-            self._connect(blocks)
-        return blocks
-
-    def _build_picture(self) -> None:
-        self.image = gr.Image(
-            label="Picture: drop, paste or upload yours",
-            type="filepath",
-            image_mode=None,
-            height=230,
-            sources=["upload", "clipboard"],
-            buttons=[],
-            elem_id="picture",
-        )
-        # Gradio would decode the file itself, and answer a broken one with its traceback.
-        vars(self.image)["preprocess"] = lambda payload: None if payload is None else payload.path
-        thumbnails = []
-        for example in self.examples:
-            with Image.open(example.path) as opened:
-                opened.thumbnail((240, 240))
-                thumbnails.append(opened.convert("RGB"))
-        self.gallery = gr.Gallery(
-            thumbnails, show_label=False, columns=4, height=120, allow_preview=False, object_fit="cover",
-            buttons=[], interactive=False, visible=bool(thumbnails), elem_id="examples",
-        )  # fmt: skip
-        self.note = gr.HTML(elem_id="note", padding=False)
-        self.target = gr.Radio(
-            [], label="What the network sees; click a class to explain it", elem_classes="cf-classes", elem_id="target"
-        )
-        names = [(name, index) for index, name in enumerate(self.session.class_names)]
-        self.rival = gr.Dropdown(self._rivals([]), value=-1, label="... rather than", filterable=True, elem_id="rival")
-        self.other = gr.Dropdown(names, value=None, label="Explain any other class", elem_id="other")
-
-    def _build_method(self) -> None:
-        session = self.session
-        with gr.Row():
-            self.methods = gr.Dropdown(
-                self._method_choices(None, ""),
-                value=self.specs,
-                multiselect=True,
-                max_choices=PANELS,
-                label=f"Methods (up to {PANELS} side by side)",
-                scale=3,
-                min_width=260,
-                elem_id="methods",
-            )
-            shapes = {session.layer: session.layers.get(session.layer), **session.layers}
-            layers = [(f"{n} ({' x '.join(map(str, shape))})" if shape else n, n) for n, shape in shapes.items()]
-            self.layer = gr.Dropdown(
-                layers, value=session.layer, label="Layer", scale=2, min_width=260, elem_id="layer"
-            )
-        with gr.Accordion("Components of the fusion", open=False) as self.components, gr.Row():
-            own = ("(the method's own)", "")
-            self.gradient = gr.Dropdown(
-                [own, *_names("gradient")], value="", label="Gradient map", min_width=240, elem_id="gradient"
-            )
-            self.region = gr.Dropdown(
-                [own, *_names("region", "activation")], value="", label="Region map", min_width=240, elem_id="region"
-            )
-        with gr.Row(elem_classes="cf-run"):
-            self.status = gr.HTML(elem_id="status", min_height=24, padding=False)
-            self.explain = gr.Button("Explain", variant="primary", size="md", scale=0, min_width=110, elem_id="explain")
-            self.cancel = gr.Button("Cancel", size="md", scale=0, min_width=110, interactive=False, elem_id="cancel")
-
-    def _build_panels(self) -> None:
-        self.panels: list[tuple[gr.Column, gr.Image, gr.HTML]] = []
-        with gr.Row(elem_classes="cf-maps"):
-            for i in range(PANELS):
-                with gr.Column(visible=i == 0, min_width=240) as column:
-                    image = gr.Image(
-                        show_label=False, interactive=False, format="jpeg", buttons=["fullscreen"], height=420,
-                        elem_id=f"map{i}", alt_text="The picture with the map over it",
-                    )  # fmt: skip
-                    caption = gr.HTML(elem_id=f"caption{i}", padding=False)
-                self.panels.append((column, image, caption))
-
-    def _build_display(self) -> None:
-        with gr.Row():
-            modes = [(mode.replace("_", " "), mode) for mode in MODES]
-            self.mode = gr.Radio(modes, value=MODES[0], label="Show as", elem_id="mode", scale=5, min_width=260)
-            self.shared = gr.Radio(
-                [("each map its own", False), ("the same for all", True)],
-                value=False,
-                label="Scale (the same: one colour is one share of a map)",
-                elem_id="shared",
-                scale=4,
-                min_width=260,
-            )
-        with gr.Row():
-            self.alpha = gr.Slider(
-                0, 1, Display().alpha, step=0.05, label="Opacity", min_width=220, scale=2, elem_id="alpha"
-            )
-            self.threshold = gr.Slider(
-                0, 1, 0, step=0.05, label="Hide values below", min_width=260, scale=2, elem_id="threshold"
-            )
-            self.cmap = gr.Dropdown(
-                list(drawing.CMAPS), value=drawing.CMAPS[0], label="Colours", scale=1, min_width=120, elem_id="cmap"
-            )
-        self.display: list[Any] = [self.mode, self.alpha, self.cmap, self.threshold, self.shared]
-
-    def _build_ask(self) -> None:
-        with gr.Tab("Ask the network"):
-            with gr.Row():
-                self.share = gr.Slider(
-                    5, 95, 30, step=5, label="Highlighted part, % of the picture", min_width=260, elem_id="share"
-                )
-                self.fill = gr.Radio(
-                    [("grey", "mean"), ("blur", "blur")], value="mean", label="Hide with", elem_id="fill"
-                )
-                self.asked = gr.Dropdown([], label="Map", visible=False, elem_id="asked")
-            with gr.Row():
-                self.only = gr.Image(label="Only the highlighted part", **_still("only"))
-                self.without = gr.Image(label="The highlighted part hidden", **_still("without"))
-            self.answer = gr.HTML(elem_id="answer", padding=False)
-
-    def _build_brush(self) -> None:
-        with gr.Tab("Brush a part away"):
-            gr.Markdown("Paint over a part of the picture and ask what the network sees without it.")
-            with gr.Row():
-                with gr.Column(scale=3, min_width=300):
-                    self.editor = gr.ImageEditor(
-                        type="pil", sources=(), transforms=(), layers=False, show_label=False, height=460,
-                        brush=gr.Brush(default_size=36, colors=["#e6308a"], color_mode="fixed"), elem_id="editor",
-                        buttons=[],
-                    )  # fmt: skip
-                with gr.Column(scale=2, min_width=300):
-                    self.brush = gr.Button("Ask without the painted part", variant="primary", elem_id="brush")
-                    self.brushed = gr.HTML(elem_id="brushed", padding=False)
-
-    def _build_steps(self) -> None:
-        with gr.Tab("Steps of the fusion"):
-            self.steps_note = gr.HTML(elem_id="steps_note", padding=False)
-            self.steps: list[tuple[gr.Image, gr.HTML]] = []
-            with gr.Row():
-                for i in range(_STEPS):
-                    with gr.Column(min_width=150):
-                        image = gr.Image(show_label=False, visible=False, **_still(f"step{i}", 230))
-                        self.steps.append((image, gr.HTML(elem_id=f"stepcaption{i}", padding=False)))
-
-    def _build_downloads(self) -> None:
-        with gr.Tab("Download"):
-            gr.Markdown(
-                "The bundle has the picture, the maps, a manifest (network, layer, class, method, options, versions) "
-                "and the Python lines that make the maps again."
-            )
-            with gr.Row():
-                self.downloads = [
-                    gr.DownloadButton(label, interactive=False, elem_id=f"download_{key}", min_width=200)
-                    for key, label in (
-                        ("picture", "Picture (.png)"),
-                        ("map", "Map (.npy)"),
-                        ("bundle", "Bundle (.zip)"),
-                    )
-                ]
+        built = layout.Layout(self.session, self.examples, self.specs, self._offered)
+        with built.blocks:
+            self._connect(built)
+        return built.blocks
 
     # ---------------------------------------------------------------------------------------------------- the wiring
 
-    def _connect(self, blocks: gr.Blocks) -> None:
+    def _connect(self, page: layout.Layout) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        chosen = [self.target, self.rival, self.methods, self.layer, self.gradient, self.region]
-        opened = [self.image, self.note, self.target, self.rival, self.other, self.methods, self.editor, self.brushed]
-        drawn: list[Any] = [part for panel in self.panels for part in panel]
-        drawn += [part for step in self.steps for part in step] + [self.steps_note, self.asked]
-        asking: list[Any] = [self.share, self.fill, self.asked]
-        answered = [self.only, self.without, self.answer]
+        chosen: list[Any] = [page.target, page.rival, page.methods, page.layer, page.gradient, page.region]
+        opened = [page.image, page.note, page.target, page.rival, page.other, page.editor, page.brushed]
+        drawn: list[Any] = [part for panel in page.panels for part in panel]
+        drawn += [part for step in page.steps for part in step] + [page.steps_note, page.asked]
+        priced: list[Any] = [page.layer, page.gradient, page.region]
+        asking: list[Any] = [page.share, page.fill, page.asked]
+        answered = [page.only, page.without, page.answer]
 
         def show(event: Any) -> None:
             """Draw after a run."""
-            event = event.then(self._redraw, self.display, drawn, concurrency_limit=None, **quiet)
+            event = event.then(self._redraw, page.display, drawn, concurrency_limit=None, **quiet)
             event = event.then(self._ask, asking, answered, concurrency_id="network", **quiet)
-            event.then(self._files, None, self.downloads, concurrency_limit=None, **quiet)
+            event.then(self._files, None, page.downloads, concurrency_limit=None, **quiet)
 
         def run(event: Any, function: Callable[..., Any]) -> None:
+            event = event.then(self._prices, priced, [page.methods], queue=False, **quiet)
             event = event.then(
-                function, chosen, [self.status], concurrency_id="network", concurrency_limit=1, show_progress="full",
-                show_progress_on=[image for _, image, _ in self.panels], api_visibility="private",
+                function, chosen, [page.status], concurrency_id="network", concurrency_limit=1, show_progress="full",
+                show_progress_on=[image for _, image, _ in page.panels], api_visibility="private",
             )  # fmt: skip
-            show(event.then(self._end, None, [self.explain, self.cancel], queue=False, **quiet))
+            event = event.then(self._end, None, [page.explain, page.cancel], queue=False, **quiet)
+            show(event.then(self._prices, priced, [page.methods], queue=False, **quiet))
 
-        begin: dict[str, Any] = {"outputs": [self.explain, self.cancel], "queue": False, **quiet}
+        begin: dict[str, Any] = {"outputs": [page.explain, page.cancel], "queue": False, **quiet}
         network: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, **quiet}
         for event, start, function, inputs in (
-            (blocks.load, self._begin, self._open_first, None),
-            (self.gallery.select, self._pick, self._open_example, None),
-            (self.image.upload, self._begin, self._open_upload, [self.image]),
+            (page.blocks.load, self._begin, self._open_first, None),
+            (page.gallery.select, self._pick, self._open_example, None),
+            (page.image.upload, self._begin, self._open_upload, [page.image]),
         ):
             run(event(start, **begin).then(function, inputs, opened, **network), self._run_if_quick)
-        added = self.other.input(self._begin, **begin)
-        added = added.then(self._add_class, [self.other, self.target], [self.target, self.other], **quiet)
+        added = page.other.input(self._begin, **begin)
+        added = added.then(self._add_class, [page.other, page.target], [page.target, page.other], **quiet)
         run(added, self._run_if_quick)
-        choices: list[Any] = [self.target, self.rival, self.methods, self.gradient, self.region]
-        changed = [part.input for part in choices]
-        run(gr.on(changed, self._begin, **begin), self._run_if_quick)
-        layer = self.layer.input(self._begin, **begin)
-        run(layer.then(self._layer_changed, [self.layer], [self.methods], **quiet), self._run_if_quick)
-        self.methods.change(_components, [self.methods], [self.components, self.gradient], queue=False, **quiet)
-        run(self.explain.click(self._begin, **begin), self._run)
-        self.cancel.click(self._cancel, **begin)
+        run(gr.on([part.input for part in chosen], self._begin, **begin), self._run_if_quick)
+        page.methods.change(_components, [page.methods], [page.components, page.gradient], queue=False, **quiet)
+        run(page.explain.click(self._begin, **begin), self._run)
+        page.cancel.click(self._cancel, **begin)
         redraw = gr.on(
-            [part.input for part in self.display], self._redraw, self.display, drawn, trigger_mode="always_last",
+            [part.input for part in page.display], self._redraw, page.display, drawn, trigger_mode="always_last",
             concurrency_limit=None, **quiet,
         )  # fmt: skip
-        redraw.then(self._files, None, self.downloads, concurrency_limit=None, **quiet)
+        redraw.then(self._files, None, page.downloads, concurrency_limit=None, **quiet)
         gr.on([part.input for part in asking], self._ask, asking, answered, trigger_mode="always_last", **network)
-        self.brush.click(self._brush, [self.editor, self.fill], [self.brushed], **network)
-        blocks.unload(self._leave)
+        page.brush.click(self._brush, [page.editor, page.fill], [page.brushed], **network)
+        page.blocks.unload(self._leave)
 
     def _visitor(self, request: gr.Request) -> Visitor:
         key = str(request.session_hash)
@@ -342,7 +166,7 @@ class Page:
     # --------------------------------------------------------------------------------------------------- the picture
 
     def _open_first(self, request: gr.Request) -> list[Any]:
-        return self._open(self.examples[0], request) if self.examples else [gr.skip()] * 8
+        return self._open(self.examples[0], request) if self.examples else [gr.skip()] * 7
 
     def _pick(self, chosen: gr.SelectData, request: gr.Request) -> tuple[Any, Any]:
         """Note the picked example: only the first handler of an event is told what was selected."""
@@ -353,7 +177,7 @@ class Page:
         return self._open(self.examples[self._visitor(request).example], request)
 
     def _open_upload(self, path: str | None, request: gr.Request) -> list[Any]:
-        return [gr.skip()] * 8 if path is None else self._open(Example(Path(path)), request)
+        return [gr.skip()] * 7 if path is None else self._open(Example(Path(path)), request)
 
     def _open(self, example: Example, request: gr.Request) -> list[Any]:
         visitor, session = self._visitor(request), self.session
@@ -361,7 +185,7 @@ class Page:
             picture = session.open(example.path)
         except ValueError as error:
             previous = None if visitor.picture is None else visitor.picture.view
-            return [previous, text.note(str(error), error=True), *[gr.skip()] * 6]
+            return [previous, text.note(str(error), error=True), *[gr.skip()] * 5]
         visitor.picture, visitor.explanations = picture, []
         top = session.top(picture)
         remark = f"{picture.name}: {picture.size[0]} x {picture.size[1]} pixels"
@@ -371,42 +195,24 @@ class Page:
         return [
             picture.view,
             text.note(remark),
-            gr.Radio(self._class_choices(picture, top), value=top[0]),
-            gr.Dropdown(self._rivals(top), value=-1),
+            gr.Radio(layout.class_choices(session, picture, top), value=top[0]),
+            gr.Dropdown(layout.rivals(session, top), value=-1),
             None,
-            gr.Dropdown(self._method_choices(picture, "")),
             picture.view,
             "",
         ]
-
-    def _rivals(self, first: Sequence[int]) -> list[tuple[str, int]]:
-        """The classes to compare with, some of them first."""
-        names = self.session.class_names
-        indices = dict.fromkeys([*first, *range(len(names))])
-        return [("(no other class)", -1), *((names[index], index) for index in indices)]
-
-    def _class_choices(self, picture: Picture, indices: Sequence[int]) -> list[tuple[str, int]]:
-        names = self.session.class_names
-        return [(f"{names[index]}: {text.percent(float(picture.scores[index]))}", index) for index in indices]
 
     def _add_class(self, wanted: int | None, target: int | None, request: gr.Request) -> tuple[Any, Any]:
         visitor = self._visitor(request)
         if wanted is None or visitor.picture is None:
             return target, None
         indices = list(dict.fromkeys([*self.session.top(visitor.picture), wanted]))
-        return gr.Radio(self._class_choices(visitor.picture, indices), value=wanted), None
+        return gr.Radio(layout.class_choices(self.session, visitor.picture, indices), value=wanted), None
 
-    def _method_choices(self, picture: Picture | None, layer: str) -> list[tuple[str, str]]:
-        """The methods with their prices."""
-        choices = []
-        for name in self._offered:
-            known = None if picture is None else text.price(self.session.cost(Recipe(name), picture, layer))
-            choices.append((f"{name} ({known})" if known else name, name))
-        return choices
-
-    def _layer_changed(self, layer: str, request: gr.Request) -> Any:
-        visitor = self._visitor(request)
-        return gr.Dropdown(self._method_choices(visitor.picture, layer))
+    def _prices(self, layer: str, gradient: str, region: str, request: gr.Request) -> Any:
+        """The methods with what they cost now."""
+        recipes = _recipes(self._offered, gradient, region)
+        return gr.Dropdown(layout.method_choices(self.session, recipes, self._visitor(request).picture, layer))
 
     # ------------------------------------------------------------------------------------------------------- the run
 
@@ -447,7 +253,7 @@ class Page:
         if rival == target:
             return text.note("The two classes are the same; choose another one to compare with.", error=True)
         question = Question(int(target), None if rival in (None, -1) else int(rival), layer)
-        wanted, waiting = self._affordable(picture, question, recipes, most)
+        wanted, waiting = self._affordable(picture, question, recipes[:PANELS], most)
         total = sum(known[0].forward_samples + known[0].layer_samples for _, known in wanted if known)
         watch = Watch(_reporter(progress, max(1, int(total))), is_cancelled)
         done, failures = [], []
@@ -486,7 +292,7 @@ class Page:
         self, mode: str, alpha: float, cmap: str, threshold: float, shared: bool, request: gr.Request
     ) -> list[Any]:
         """Draw the maps; the network does not run."""
-        visitor, names = self._visitor(request), self.session.class_names
+        visitor, session = self._visitor(request), self.session
         display = Display(mode, alpha, cmap, threshold, shared)
         shown = visitor.explanations
         if visitor.picture is None:
@@ -496,7 +302,8 @@ class Page:
         values: list[Any] = []
         for i in range(PANELS):
             if i < len(shown):
-                values += [gr.Column(visible=True), visitor.drawn[i], text.caption(shown[i], names)]
+                caption = text.caption(shown[i], session.class_names, session.is_probability)
+                values += [gr.Column(visible=True), visitor.drawn[i], caption]
             else:
                 plain = visitor.picture.view if i == 0 and visitor.picture is not None else None
                 values += [gr.Column(visible=i == 0), plain, ""]
@@ -506,7 +313,7 @@ class Page:
         fused = next((one for one in visitor.explanations if one.details is not None), None)
         if fused is None or fused.details is None or visitor.picture is None:
             note = text.note("Choose fusion-cam or union-cam to see how its map came about.")
-            return [part for _ in range(_STEPS) for part in (gr.Image(None, visible=False), "")] + [note]
+            return [part for _ in range(layout.STEPS) for part in (gr.Image(None, visible=False), "")] + [note]
         details = fused.details
         maps = [details.denoised_map, details.region_map, details.union_map]
         heats = [functional.at_least_float32(one[0, 0]).float().cpu() for one in maps] + [fused.heat]
@@ -514,11 +321,11 @@ class Page:
         view.thumbnail((400, 400))
         images = drawing.draw(view, heats, display._replace(shared=False))
         values: list[Any] = []
-        for image, caption in zip(images, text.steps(fused), strict=True):
+        for image, caption in zip(images, text.steps(fused, self.session.is_probability), strict=True):
             values += [gr.Image(image, visible=True), caption]
         sentence = (
-            f"{fused.recipe.label}: the gradient map and the region map are weighted by the score of the part of the "
-            "picture that each shows alone."
+            f"{fused.recipe.label}: each map is weighted by the score that the picture has when it is seen through the "
+            "map, that is, multiplied by it."
         )
         return [*values, text.note(sentence)]
 
@@ -559,7 +366,7 @@ class Page:
             *(scores.topk(min(2, len(scores))).indices.tolist() for scores in columns.values()),
         ]
         indices = [index for index in dict.fromkeys([*asked, *(i for some in best for i in some)]) if index is not None]
-        return text.table(self.session.class_names, indices, columns)
+        return text.table(self.session.class_names, indices, columns, self.session.is_probability)
 
     # ---------------------------------------------------------------------------------------------------------- files
 
@@ -591,22 +398,6 @@ def _buttons(runs: bool) -> tuple[Any, Any]:
     return gr.Button(interactive=not runs), gr.Button(interactive=runs)
 
 
-def _still(name: str, height: int = 300) -> dict[str, Any]:
-    """Options of a picture that is only looked at."""
-    return {
-        "interactive": False,
-        "format": "jpeg",
-        "buttons": ["fullscreen"],
-        "height": height,
-        "elem_id": name,
-        "min_width": 220,
-    }
-
-
-def _names(*families: str) -> list[str]:
-    return [name for name, method in METHODS.items() if method.info.family in families]
-
-
 def _components(specs: list[str]) -> tuple[Any, Any]:
     """Show the components where a method has them."""
     taken = {part for spec in specs for part in COMPONENTS.get(methods.parse(spec).name, ())}
@@ -614,12 +405,10 @@ def _components(specs: list[str]) -> tuple[Any, Any]:
 
 
 def _recipes(specs: Sequence[str], gradient: str, region: str) -> list[Recipe]:
-    recipes = []
-    for spec in specs:
-        taken = COMPONENTS.get(spec.partition(":")[0], ())
-        given = {"gradient": gradient or None, "region": region or None}
-        recipes.append(Recipe(spec, **{key: value for key, value in given.items() if key in taken}))
-    return recipes[:PANELS]
+    """Methods with the chosen components, as far as they take them."""
+    given = {"gradient": gradient or None, "region": region or None}
+    taken = [COMPONENTS.get(methods.parse(spec).name, ()) for spec in specs]
+    return [Recipe(spec, **{name: given[name] for name in names}) for spec, names in zip(specs, taken, strict=True)]
 
 
 def _asked_choices(shown: Sequence[Explanation]) -> Any:

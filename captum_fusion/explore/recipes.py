@@ -6,8 +6,11 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import captum.attr
+from captum.attr import Attribution
 from torch import nn
 
+import captum_fusion
 from captum_fusion import layers
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.evaluation import methods
@@ -16,7 +19,10 @@ from captum_fusion.evaluation import methods
 PANELS = 4
 
 #: The method of the first screen, which is quick.
-FIRST = "fusion-cam:max_evaluations=64"
+FIRST = "fusion-cam:preset=fast"
+
+#: The methods that are offered before the catalogue's.
+PRESETS = (FIRST, "fusion-cam:preset=best")
 
 #: The methods whose components can be exchanged, with the names of the components.
 COMPONENTS = {"fusion-cam": ("gradient", "region"), "union-cam": ("region",)}
@@ -41,15 +47,20 @@ class Recipe(NamedTuple):
         parts = [part for part in self._components().values() if part is not None]
         return self.method + (f" ({' + '.join(parts)})" if parts else "")
 
-    @property
-    def components(self) -> tuple[str | None, ...]:
-        """The specs of a fusion's components, None for the method's own; () for other methods."""
-        return tuple(self._components().values())
-
     def _components(self) -> dict[str, str | None]:
         """The given components, as far as the method takes them."""
         names = COMPONENTS.get(methods.parse(self.method).name, ())
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def spec(self) -> str:
+        """The method and its components as one spec."""
+        spec = methods.parse(self.method)
+        parts = {f"{name}_method": part for name, part in self._components().items() if part is not None}
+        options = {**spec.options, **parts}
+        if "region_method" in options and "preset" in options:
+            options = {**METHODS[spec.name].preset_options(options.pop("preset")), **options}
+        return spec.name + (":" if options else "") + ",".join(f"{key}={value}" for key, value in options.items())
 
     def construction(self, layer: Sequence[str], options: Mapping[str, Any]) -> Construction:
         """The call that makes the attribution object.
@@ -61,12 +72,11 @@ class Recipe(NamedTuple):
         Raises:
             ValueError: For an unknown method or option.
         """
-        spec = methods.parse(self.method)
-        made = _construction(spec, layer, options)
+        made = _construction(methods.parse(self.spec), layer, options)
         parts = {
-            f"{name}_method": _construction(methods.parse(text), layer, options)
-            for name, text in self._components().items()
-            if text is not None
+            key: _construction(methods.parse(made.options.pop(key)), layer, options)
+            for key in ("gradient_method", "region_method")
+            if made.options.get(key) is not None
         }
         if "region_method" in parts:
             limit = made.options.pop("max_evaluations", None)
@@ -114,14 +124,24 @@ class Construction(NamedTuple):
         if self.layers is not None:
             arguments.append("layers" if len(self.layers) > 1 else "layer")
         for key, value in self.options.items():
+            if key == "preset":
+                continue
             arguments.append(f"{key}={value.code() if isinstance(value, Construction) else repr(value)}")
-        return f"{METHODS[self.name].cls.__name__}({', '.join(arguments)})"
+        preset = self.options.get("preset")
+        return f"{self.cls.__name__}{f'.{preset}' if preset else ''}({', '.join(arguments)})"
+
+    @property
+    def cls(self) -> type[Attribution]:
+        """The class."""
+        return METHODS[self.name].class_for(self.options)
 
     def imports(self) -> dict[str, set[str]]:
         """The classes that :meth:`code` names, for each package."""
-        cls = METHODS[self.name].cls
-        package = "captum_fusion" if cls.__module__.startswith("captum_fusion.") else "captum.attr"
-        found: dict[str, set[str]] = {package: {cls.__name__}}
+        name, package = self.cls.__name__, self.cls.__module__
+        public = (module for module in (captum_fusion, captum.attr) if hasattr(module, name))
+        found = {next((module.__name__ for module in public), package): {name}}
+        if "reshape" in self.options:
+            found["captum_fusion.layers"] = {type(self.options["reshape"]).__name__}
         for value in self.options.values():
             if isinstance(value, Construction):
                 for key, names in value.imports().items():
@@ -135,9 +155,11 @@ def _construction(spec: methods.MethodSpec, layer: Sequence[str], options: Mappi
     for key in spec.options:
         if not methods.takes(spec.name, key):
             raise ValueError(f"{spec.name} has no option {key!r}")
-    kept = {key: value for key, value in options.items() if methods.takes(spec.name, key)}
+    METHODS[spec.name].preset_options(spec.options.get("preset"))
+    known = inspect.signature(METHODS[spec.name].class_for(options).__init__).parameters
+    kept = {key: value for key, value in options.items() if key in known}
     names = None
-    if "layer" in inspect.signature(METHODS[spec.name].cls.__init__).parameters:
+    if "layer" in known:
         names = tuple(layer) if METHODS[spec.name].info.fuses_layers else tuple(layer[-1:])
     return Construction(spec.name, names, {**kept, **spec.options})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,43 +23,16 @@ from captum_fusion.evaluation.network import Meter
 from captum_fusion.explore import pictures
 from captum_fusion.explore.pictures import Picture
 from captum_fusion.explore.recipes import Recipe
+from captum_fusion.targets import Contrast
 
 #: How many maps are kept.
 KEPT = 64
 
+_TRIAL = 4  # samples of the trial that says how long a sample takes
+
 
 class CancelledError(Exception):
     """The run was cancelled."""
-
-
-class Contrast(nn.Module):
-    """A network whose first output says how much more it prefers one class to another.
-
-    The outputs are the difference of the two classes' outputs, and 0. Their softmax is the probability of the class
-    among these two, and the gradient of the first output is the difference of the two gradients.
-
-    Args:
-        model (Module): A classifier, whose output is of shape (N, classes).
-        target (int): The index of the class.
-        rival (int): The index of the other class.
-
-    Examples::
-
-        >>> scores = Contrast(nn.Identity(), 1, 0)(torch.tensor([[1.0, 3.0, 9.0]]))
-        >>> scores
-        tensor([[2., 0.]])
-    """
-
-    def __init__(self, model: nn.Module, target: int, rival: int) -> None:
-        super().__init__()
-        self.model, self.target, self.rival = model, target, rival
-        self.train(model.training)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The difference and 0, (N, 2)."""
-        outputs = self.model(inputs)
-        difference = outputs[:, self.target] - outputs[:, self.rival]
-        return torch.stack([difference, torch.zeros_like(difference)], 1)
 
 
 class Question(NamedTuple):
@@ -184,7 +157,7 @@ class Session:
         probe = self._prepare(Image.new("RGB", (320, 320), "gray"))
         outputs = models.output_of(loaded.name, self.model, probe).shape[1]
         #: About how long a forward sample takes.
-        self.seconds = min(self._timed(probe) for _ in range(2))
+        self.seconds = self._timed(torch.cat([probe] * _TRIAL)) / _TRIAL
         self.class_names = models.class_names_of(loaded, outputs) or [str(index) for index in range(outputs)]
         try:
             stages = layers.resolution_layers(self.model, probe)
@@ -194,13 +167,19 @@ class Session:
         try:
             if layer is not None:
                 layers.find_layer(self.model, layer)
-            self.layer = layer or layers.default_layer(self.model, probe)[0]
+            self.layer = layer or layers.default_layer(self.model, probe).name
         except ValueError as error:
             raise ValueError(f"layer: {error}") from error
-        #: Channels and size of the output of every layer that can be explained, by name, the last first.
         outputs_of_layers, self._rest = self._outputs(probe)
-        shapes = {name: tuple(output.shape[1:]) for name, output in outputs_of_layers.items()}
+        self._reshapes = self._reshapes_of(outputs_of_layers, probe)
+        shapes = {name: tuple(heat.shape[1:]) for name, heat in self._maps(outputs_of_layers).items()}
+        #: Channels and size of the maps of every layer that can be explained, by name, the last first.
         self.layers: dict[str, tuple[int, ...]] = dict(reversed(shapes.items()))
+
+    @property
+    def is_probability(self) -> bool:
+        """Whether scores are from 0 to 1."""
+        return self.score_fn != "identity"
 
     # --------------------------------------------------------------------------------------------------- the network
 
@@ -211,7 +190,7 @@ class Session:
             raise ValueError(f"preprocessing failed ({models.first_line(error)})") from error
 
     def _outputs(self, inputs: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The outputs of all modules that return a map, in order of completion, and the share of the time after each.
+        """The outputs of all modules that may be maps, in order of completion, and the share of the time after each.
 
         Both by the modules' names.
         """
@@ -219,7 +198,7 @@ class Session:
         ends: dict[str, float] = {}
 
         def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4 and min(output.shape[2:]) > 1:
+            if isinstance(output, Tensor) and output.dim() in (3, 4):
                 outputs.pop(name, None)
                 outputs[name], ends[name] = output, now(self.device)
 
@@ -234,22 +213,44 @@ class Session:
         end = now(self.device)
         return outputs, {name: (end - time) / (end - start) for name, time in ends.items()}
 
+    def _reshapes_of(self, outputs: Mapping[str, Tensor], probe: Tensor) -> dict[str, Any]:
+        """How to convert the outputs of layers to maps, where they are tokens. It depends on the output's shape."""
+        found: dict[torch.Size, Any] = {}
+        if not any(isinstance(module, (nn.LayerNorm, nn.RMSNorm)) for module in self.model.modules()):
+            return {}
+        for name, output in outputs.items():
+            if output.shape not in found:
+                found[output.shape] = layers.reshape_of(self.model, layers.find_layer(self.model, name), probe)
+        return {name: found[output.shape] for name, output in outputs.items()}
+
+    def _maps(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs that are maps, or can be converted to maps, with several positions, (N, channels, H, W)."""
+        reshapes = ((name, output, self._reshapes.get(name)) for name, output in outputs.items())
+        maps = {name: output if reshape is None else reshape(output) for name, output, reshape in reshapes}
+        return {name: found for name, found in maps.items() if found.dim() == 4 and min(found.shape[2:]) > 1}
+
     def _timed(self, inputs: Tensor) -> float:
         with Meter(self.model, self.device) as meter, torch.no_grad():
             self.model(inputs)
         return meter.costs["seconds"]
 
-    def scores(self, inputs: Tensor, rival: tuple[int, int] | None = None) -> Tensor:
-        """The score of every class, (N, classes), or of one class among two, (N, 2).
-
-        Args:
-            inputs (Tensor): Inputs of the network.
-            rival (tuple[int, int], optional): A class and the one that it is compared with.
-                Default: None
-        """
-        network = self.model if rival is None else Contrast(self.model, *rival)
+    def scores(self, inputs: Tensor) -> Tensor:
+        """The score of every class, (N, classes)."""
         with self._lock, torch.no_grad():
-            return functional.score_function(self.score_fn or "softmax")(network(inputs)).float().cpu()
+            return self._scored(self.model(inputs))
+
+    def _scores_of(self, inputs: Tensor, question: Question) -> list[float]:
+        """The score of the class in question for each input; compared with a rival, among these two."""
+        with self._lock, torch.no_grad():
+            outputs = self.model(inputs)
+        index = question.target
+        if question.rival is not None:
+            outputs, index = outputs[:, [index, question.rival]] - outputs[:, [question.rival]], 0
+        values: list[float] = self._scored(outputs)[:, index].tolist()
+        return values
+
+    def _scored(self, outputs: Tensor) -> Tensor:
+        return functional.score_function(self.score_fn or "softmax")(outputs).float().cpu()
 
     # -------------------------------------------------------------------------------------------------- the pictures
 
@@ -271,7 +272,8 @@ class Session:
             view, unseen = pictures.look(self.loaded.preprocess, image, inputs)
             models.output_of(self.loaded.name, self.model, inputs)
             scores = self.scores(inputs)[0]
-            live = {key: int((o[0].flatten(1).std(1) > 0).sum()) for key, o in self._outputs(inputs)[0].items()}
+            maps = self._maps(self._outputs(inputs)[0])
+            live = {key: int((found[0].flatten(1).std(1) > 0).sum()) for key, found in maps.items()}
         return Picture(name, content, fingerprint_of(content), image.size, inputs, view, unseen, scores, live)
 
     def top(self, picture: Picture, number: int = 5) -> list[int]:
@@ -298,7 +300,7 @@ class Session:
         if name not in self.layers or methods.parse(recipe.method).name not in METHODS:
             return None
         channels, height, width = self.layers[name]
-        found = cost(recipe.method, picture.live.get(name, channels), height * width, recipe.components)
+        found = cost(recipe.spec, picture.live.get(name, channels), height * width)
         if found is None:
             return None
         samples = found.forward_samples + BACKWARD * found.backward_samples + self._rest[name] * found.layer_samples
@@ -333,17 +335,21 @@ class Session:
             return self._kept[key]
 
     def _explain(self, picture: Picture, question: Question, recipe: Recipe, watch: Watch) -> Explanation:
-        pair = None if question.rival is None else (question.target, question.rival)
-        network: nn.Module = self.model if pair is None else Contrast(self.model, *pair)
-        index = question.target if pair is None else 0
+        target, rival, _ = question
+        network, others, score_fn = self.model, None, self.score_fn
+        if rival is not None:
+            network, others = Contrast(self.model), torch.tensor([[rival]], device=self.device)
+            score_fn = Contrast.score_fn
         names = self.layers_of(recipe, question)
+        options = {"score_fn": score_fn, "reshape": self._reshapes.get(names[-1])}
         handle = self.model.register_forward_hook(watch.note)
         try:
-            made = recipe.construction(names, {} if self.score_fn is None else {"score_fn": self.score_fn})
+            made = recipe.construction(names, {key: value for key, value in options.items() if value is not None})
             attribution = made.build(self.model, network)
             with Meter(self.model, self.device) as meter:
-                method = methods.BuiltMethod(recipe.label, attribution.attribute, attribution)
-                heat, details = methods.heat_map(method, picture.inputs, index)
+                attribute = partial(attribution.attribute, additional_forward_args=others)
+                method = methods.BuiltMethod(recipe.label, attribute, attribution)
+                heat, details = methods.heat_map(method, picture.inputs, target)
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             raise ValueError(f"{recipe.label} on layer {', '.join(names)}: {models.first_line(error)}") from error
         finally:
@@ -351,7 +357,7 @@ class Session:
         forward, backward, seconds = meter.costs.values()
         if forward >= 16:
             self.seconds = seconds / (forward + BACKWARD * backward)
-        score, kept = self.scores(torch.cat([picture.inputs, picture.inputs * heat]), pair)[:, index].tolist()
+        score, kept = self._scores_of(torch.cat([picture.inputs, picture.inputs * heat]), question)
         return Explanation(
             recipe,
             question,

@@ -20,6 +20,8 @@ def of_name(
 ) -> tuple[models.LoadedModel, Source]:
     """A network by name, as :func:`captum_fusion.models.load_model` loads it.
 
+    What it says of its source names files without their folders.
+
     Raises:
         ValueError: For a name, file or weights that do not fit.
 
@@ -30,10 +32,17 @@ def of_name(
     """
     loaded = models.load_model(name, weights, classes, whole_image)
     given = {"weights": weights, "classes": classes, "whole_image": whole_image or None}
-    facts = {key: value for key, value in given.items() if value is not None}
+    facts = {key: _without_folder(value) for key, value in given.items() if value is not None}
     arguments = ", ".join([repr(name), *(f"{key}={value!r}" for key, value in facts.items())])
-    lines = ("from captum_fusion.models import load_model", "", f"loaded = load_model({arguments})")
+    files = [facts[key] for key, value in given.items() if facts.get(key) != value and value is not None]
+    note = [f"# Put your {' and '.join(map(str, files))} into this folder."] if files else []
+    lines = ("from captum_fusion.models import load_model", "", *note, f"loaded = load_model({arguments})")
     return loaded, Source(lines, {"loaded_from": name, **facts})
+
+
+def _without_folder(value: Any) -> Any:
+    """A file's name: the path says who the user is, and means nothing elsewhere."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_file() else value
 
 
 def of_module(

@@ -49,7 +49,8 @@ def estimate(plan: Plan, first: Path, pictures: int) -> Estimate:
             continue
         samples += found.forward_samples + found.layer_samples
         work += found.forward_samples + BACKWARD * found.backward_samples + _FROM_LAYER * found.layer_samples
-        if methods.takes(spec.name, "max_evaluations") and "max_evaluations" not in spec.options and channels > 64:
+        limited = {"max_evaluations", "preset", "region_method"} & spec.options.keys()
+        if methods.takes(spec.name, "max_evaluations") and not limited and channels > 64:
             cheaper = cheaper or f"{spec.name}:max_evaluations=56"
     classes = plan.top or len(plan.targets)
     samples, work = samples * classes, work * classes * pictures

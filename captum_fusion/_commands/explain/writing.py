@@ -19,12 +19,11 @@ from captum_fusion._commands.common import write, write_figure
 from captum_fusion._commands.explain.compute import Explained
 from captum_fusion._commands.explain.inputs import frames
 from captum_fusion._commands.explain.plan import Plan
+from captum_fusion.evaluation.methods import FAINT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Below this score, a map does not mean anything.
-FAINT = 0.01
 #: If the network sees less than this part of a picture, the user is told.
 WHOLE = 0.97
 
