@@ -288,6 +288,19 @@ def test_train_mode_is_kept_and_warned_about_once(cls: Any, x: Tensor) -> None:
     assert modes == [module.training for module in model.modules()]
 
 
+def test_a_layer_with_a_single_position_is_warned_about_once(cls: Any, x: Tensor) -> None:
+    model = make()
+    with pytest.warns(UserWarning, match=r"layer: the output of pool \(AdaptiveAvgPool2d\) has a single") as warned:
+        cls(model, model.pool).attribute(x, 1)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__, "the warning points at the caller"
+
+
+def test_a_layer_with_a_single_position_is_right_for_inputs_with_one() -> None:
+    model = make()
+    LayerScoreCAM(model, model.conv2).attribute(images(2, 3, 1, 1), 1)
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad, torch.inference_mode])
 def test_grad_modes_of_the_caller(cls: Any, x: Tensor, context: Any) -> None:
     model = make()

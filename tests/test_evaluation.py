@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -100,6 +101,27 @@ def test_rows_hold_what_the_metrics_say_of_the_very_maps(tmp_path: Path) -> None
     curve = next(row for row in found.rows if row["metric"] == "insertion:steps=5")
     assert len(curve["curve"]) == len(curve["shares"]) == 6
     assert {row["target"] for row in found.rows} <= set(range(5))
+
+
+def test_example_maps_show_where_the_objects_are(tmp_path: Path) -> None:
+    def outlined(*regions: Region) -> tuple[bool, str]:
+        data = [Example("a", images(1, 3, 16, 16)[0], (1,), regions)]
+        run(tmp_path, data, explain="label", methods=["grad-cam"], metrics=["complexity"], pictures=1)
+        page = (tmp_path / "index.html").read_text()
+        (file,) = [
+            file
+            for file in (tmp_path / "maps").iterdir()
+            if base64.b64encode(file.read_bytes()).decode() in page
+        ]  # fmt: skip
+        pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
+        return bool((np.abs(pixels - (0x7D, 0xF9, 0xFF)).max(2) < 20).any()), file.name
+
+    without, name = outlined()
+    with_box, other = outlined(Region((1,), ((4, 4, 12, 12),)))
+    assert not without
+    assert with_box
+    assert name != other, "drawn again, since the region is new"
+    assert not outlined(Region((2,), ((4, 4, 12, 12),)))[0], "of another class"
 
 
 def test_area_is_that_of_the_mask_in_the_pictures_size(tmp_path: Path) -> None:

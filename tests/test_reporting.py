@@ -18,7 +18,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from captum_fusion.evaluation.report import Cell, Outline, summarize, write
+from captum_fusion.evaluation.labels import NOT_KNOWN
+from captum_fusion.evaluation.report import Cell, Outline, figures, summarize, write
 from captum_fusion.evaluation.report.statistics import Results
 
 MODEL = "net"
@@ -151,9 +152,8 @@ def test_examples_of_one_picture_are_drawn_together() -> None:
                 rows_.append(row(name, "fusion-cam:theta=5", "insertion", other))
     same = cell(summarize(once, outline()), "grad-cam", "insertion")
     repeated = cell(summarize(thrice, outline(pictures=names)), "grad-cam", "insertion")
-    figures = ("mean", "low", "high", "difference", "difference_low", "difference_high")
-    for figure in figures:
-        assert getattr(repeated, figure) == pytest.approx(getattr(same, figure), abs=1e-12), "copies say nothing more"
+    for field in ("mean", "low", "high", "difference", "difference_low", "difference_high"):
+        assert getattr(repeated, field) == pytest.approx(getattr(same, field), abs=1e-12), "copies say nothing more"
 
 
 def test_paired_differences_by_hand() -> None:
@@ -361,11 +361,101 @@ def test_the_best_is_bold_and_so_are_ties(tmp_path: Path) -> None:
     assert "$-$10.00" in tex
 
 
+def test_nothing_is_bold_where_all_are_equal(tmp_path: Path) -> None:
+    values = {"x": (0.0, 0.5, 0.2), "y": (0.0, 0.5004, 0.2), "z": (0.0, 0.4, 0.2)}
+    metrics = ["average_increase", "insertion", "deletion"]
+    rows = [row("a", method, m, v) for method, each in values.items() for m, v in zip(metrics, each, strict=True)]
+    write(tmp_path, rows, outline(methods=list(values), metrics=metrics, reference="x"))
+    markdown, tex = ((tmp_path / f"tables/net.{kind}").read_text() for kind in ("md", "tex"))
+    assert re.findall(r"\*\*(.*?)\*\*", markdown) == ["0.500", "0.500"]
+    assert re.findall(r"\\textbf\{(.*?)\}", tex) == ["0.500", "0.500"]
+    assert re.findall(r"<b>(.*?)</b>", (tmp_path / "index.html").read_text()) == ["0.500", "0.500"]
+
+
+@pytest.mark.parametrize("width", [1e-9, 0.01])
+def test_a_difference_of_rounding_is_muted(tmp_path: Path, width: float) -> None:
+    rows = [
+        row(f"{i}", method, "insertion", 0.5 + i / 10 + (method == "y") * width * (1 + i / 10))
+        for i in range(5)
+        for method in ("x", "y")
+    ]
+    write(tmp_path, rows, outline(methods=["x", "y"], metrics=["insertion"], reference="x"))
+    (entry,) = re.findall(r"<td([^>]*)>(?:\+0\.0\d+|0\.000)<small>", (tmp_path / "index.html").read_text())
+    assert ("faint" in entry) == (width < 1e-3)
+
+
+def test_a_metric_without_any_value_is_a_sentence_and_no_column(tmp_path: Path) -> None:
+    metrics = ["insertion", "pointing_game", "energy_pointing_game", "road"]
+    given = outline(metrics=metrics, headings={**HEADINGS, "pointing_game": ("pointing %", "up")}, images=3)
+    found = iter([0.5, 0.4, 0.3, 0.2, 0.1, 0.6])
+    rows = [row(i, method, "insertion", next(found)) for method in given.methods for i in "abc"]
+    why = {"pointing_game": NOT_KNOWN, "energy_pointing_game": NOT_KNOWN, "road": "RuntimeError: out of memory"}
+    rows += [row(i, method, m, None, error=why[m]) for method in given.methods for i in "abc" for m in metrics[1:]]
+    write(tmp_path, rows, given)
+    page = Page(tmp_path / "index.html")
+    known = "No values of pointing % and energy_pointing_game: the object's location is not known (localization metrics"
+    for text in (" ".join(page.text.split()), (tmp_path / "tables/net.md").read_text().replace("\\", "")):
+        assert known in text
+        assert "No values of road: RuntimeError: out of memory." in text
+    headings = re.findall(r'<th scope="col"[^>]*>([^<&]*)', page.source)
+    assert headings.count("insertion") == 2, "means and differences"
+    assert not {"pointing %", "pointing\xa0%", "energy_pointing_game", "energy_", "road"} & set(headings)
+    assert (tmp_path / "tables/net.tex").read_text().count("\n% No values of") == 2
+    assert "pointing_game_errors" in (tmp_path / "tables/net.csv").read_text(), "a program finds every metric"
+    assert re.findall(r"<td>(.*?)</td><td>(?:.*?)</td><td>(.*?)</td><td>(\d)</td>", page.source) == [
+        ("all", "the object&#39;s location is not known", "3"),
+        ("all", "the object&#39;s location is not known", "3"),
+        ("all", "RuntimeError: out of memory", "3"),
+    ]
+
+
 def test_nothing_shows_as_minus_zero(tmp_path: Path) -> None:
     rows = [row(i, method, "insertion", value) for method, value in (("x", 0.5), ("y", 0.49999)) for i in "ab"]
     write(tmp_path, rows, outline(methods=["x", "y"], metrics=["insertion"], reference="x"))
     assert "0.000 [0.000, 0.000]" in (tmp_path / "tables/net.md").read_text()
     assert "-0.000" not in (tmp_path / "tables/net.md").read_text()
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+def drawn(rows: list[dict[str, Any]], given: Outline, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[str]]:
+    """The axes of the figures in each of the two formats, and what the page says below their headings."""
+    axes: list[Any] = []
+    monkeypatch.setattr(figures, "_save", lambda figure, format: axes.extend(figure.axes) or b"")
+    notes = [drawing.note for drawing in figures.draw(Results(rows, given), MODEL).values()]
+    return axes, notes
+
+
+@pytest.mark.parametrize("nothing", [0.0, 1e-17])
+def test_a_metric_that_is_0_everywhere_has_no_axis(nothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = outline(metrics=["average_increase", "complexity"])
+    rows = [row(f"{i}", m, "average_increase", nothing) for i in range(3) for m in given.methods]
+    rows += [row(f"{i}", m, "complexity", 0.2) for i in range(3) for m in given.methods]
+    axes, notes = drawn(rows, given, monkeypatch)
+    assert {axis.get_title("left").strip() for axis in axes} == {"area ↓"}
+    assert notes == ["Not drawn, since 0 for every method: AI %."]
+    assert all(axis.get_xlim()[0] == 0 and axis.get_xlim()[1] > 0.2 for axis in axes), "equal bars start at 0"
+    assert drawn([each for each in rows if each["metric"] != "complexity"], given, monkeypatch) == ([], [])
+
+
+def test_a_metric_that_does_not_depend_on_theta_has_no_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = [f"fusion-cam:theta={theta}" for theta in (5, 10, 20)]
+    given = outline(methods=methods, metrics=["average_increase", "complexity"], reference=None)
+    rows = [row(f"{i}", m, "average_increase", 50.0 + 1e-7 * n) for i in range(3) for n, m in enumerate(methods)]
+    rows += [row(f"{i}", m, "complexity", 0.2 + n / 10) for i in range(3) for n, m in enumerate(methods)]
+    axes, notes = drawn(rows, given, monkeypatch)
+    assert notes == ["", "Not drawn, since equal for every theta: AI %."]
+    assert [axis.get_title("left").strip() for axis in axes if axis.get_xlabel() == "theta"] == ["area ↓"] * 2
+
+
+def test_curves_without_any_score_have_no_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = outline(methods=["a", "b"], metrics=["insertion", "deletion"], reference=None)
+    rows = [row("x", m, "insertion", 0.0, curve=[0.0, 0.0], shares=[0.0, 1.0]) for m in "ab"]
+    rows += [row("x", m, "deletion", 0.5, curve=[1.0, 0.0], shares=[0.0, 1.0]) for m in "ab"]
+    axes, notes = drawn(rows, given, monkeypatch)
+    assert [axis.get_title("left").strip() for axis in axes if axis.get_ylabel() == "score"] == ["deletion ↓"] * 2
+    assert notes == ["Not drawn, since 0 for every method: insertion."] * 2
 
 
 # --------------------------------------------------------------------------------------------------------------- names
@@ -454,6 +544,29 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     markdown = (tmp_path / "out/tables/net.md").read_text()
     assert "30.15" in markdown
     assert "Average drop falls as masks grow" in markdown
+
+
+def test_what_is_cut_off_on_a_narrow_window_says_so(tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not (chromium := Path("/usr/bin/chromium")).exists():
+        pytest.skip(f"there is no browser at {chromium}")
+    given = outline(skipped=[("a.png", "broken")])
+    rows = rows_of(given)
+    rows[0] |= {"value": None, "error": "a reason"}
+    write(tmp_path, rows, given)
+    measure = """() => [...document.querySelectorAll(".scroll")].map(box => [
+        box.scrollWidth > box.clientWidth + 1, box.parentElement.querySelector(".hint").offsetHeight > 10])"""
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"])
+        for width, some_cut in ((1400, False), (420, True)):
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            page.goto((tmp_path / "index.html").as_uri())
+            boxes = page.evaluate(measure)
+            assert len(boxes) == 6
+            assert any(is_cut for is_cut, _ in boxes) == some_cut
+            assert all(is_cut == has_hint for is_cut, has_hint in boxes), (width, boxes)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page itself stays"
+        browser.close()
 
 
 def test_an_interrupted_study_says_how_many_pictures_it_has(tmp_path: Path) -> None:

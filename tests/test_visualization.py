@@ -57,6 +57,22 @@ def test_a_hot_spot_is_drawn_at_its_position() -> None:
     assert drawn.shape == (8, 16)
 
 
+def test_outlines_are_drawn_around_objects_also_at_the_edge() -> None:
+    masks = torch.zeros(3, 20, 30, dtype=torch.bool)  # the third is empty
+    masks[0, 5:15, 10:20] = masks[1, :8, 24:] = True
+    heat, picture = torch.rand(1, 1, 5, 7), torch.full((3, 20, 30), 0.5)
+    _, bare = visualize_map(heat, picture)
+    _, axis = visualize_map(heat, picture, outlines=masks)
+    assert (axis.get_xlim(), axis.get_ylim()) == (bare.get_xlim(), bare.get_ylim())
+    lines = [path.vertices for line in axis.collections for path in line.get_paths()]
+    ends = {tuple(np.concatenate([line.min(0), line.max(0)]).round(1).tolist()) for line in lines}
+    assert ends == {(9.5, 4.5, 19.5, 14.5), (23.5, -0.1, 29.1, 7.5)}
+    figure = visualize_grid([(picture, [(None, "picture"), (heat, "map")])], outlines=[masks])
+    assert [len(axis.collections) for axis in figure.axes] == [4, 4], "a line and its rim for each object"
+    with pytest.raises(ValueError, match=r"outlines must be masks of shape \(B, 20, 30\), not \(3, 30, 20\)"):
+        visualize_map(heat, picture, outlines=masks.mT)
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_a_map_without_positive_values_is_drawn_as_all_zero(value: float) -> None:
     figure, axis = visualize_map(torch.full((1, 1, 4, 4), value), torch.rand(3, 8, 8))

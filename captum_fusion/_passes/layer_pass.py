@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -148,7 +150,7 @@ def _as_maps(call: Call, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _check_activations(call: Call, activations: tuple[Tensor, ...], layer: nn.Module) -> None:
-    where = f"the {'input' if call.attribute_to_layer_input else 'output'} of {type(layer).__name__}"
+    where = _where(call, layer)
     for tensor in activations:
         if not 3 <= tensor.dim() <= 5:
             raise ValueError(
@@ -170,6 +172,27 @@ def _check_activations(call: Call, activations: tuple[Tensor, ...], layer: nn.Mo
             )
         if not tensor.is_floating_point():
             raise TypeError(f"layer: {where} must be floating point, not {tensor.dtype}")
+
+
+def warn_if_one_position(call: Call, layers: list[nn.Module], evaluations: list[LayerEvaluation]) -> None:
+    """Warn of layers with a single position, for example after global pooling: their maps are flat."""
+    if not any(math.prod(x.shape[2:]) > 1 for x in call.inputs):
+        return
+    for layer, evaluation in zip(layers, evaluations, strict=True):
+        if all(math.prod(tensor.shape[2:]) == 1 for tensor in evaluation.activations):
+            warnings.warn(
+                f"layer: {_where(call, layer)} has a single position, so its map is flat and shows nothing; choose a "
+                "layer before the pooling (layers.default_layer(model, inputs) finds one)",
+                stacklevel=5,
+            )
+
+
+def _where(call: Call, layer: nn.Module) -> str:
+    """What is explained, with the layer's name in the model where it is known."""
+    modules = call.forward_func.named_modules() if isinstance(call.forward_func, nn.Module) else ()
+    name = next((name for name, module in modules if module is layer), "")
+    kind = type(layer).__name__
+    return f"the {'input' if call.attribute_to_layer_input else 'output'} of {f'{name} ({kind})' if name else kind}"
 
 
 def _gradients(

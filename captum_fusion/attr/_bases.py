@@ -32,7 +32,7 @@ from captum_fusion import functional as formulas
 from captum_fusion._arguments import choice
 from captum_fusion._captum import format_result, log_usage, progress_bar
 from captum_fusion._passes.call import Call
-from captum_fusion._passes.layer_pass import LayerEvaluation, layer_pass
+from captum_fusion._passes.layer_pass import LayerEvaluation, layer_pass, warn_if_one_position
 from captum_fusion._passes.masking import Compose, MaskingOptions, Masks
 from captum_fusion._passes.modes import no_inference_mode, warn_if_training
 from captum_fusion._passes.passes import Passes
@@ -293,6 +293,7 @@ class CAM(LayerAttribution, SeveralTargets):
             options = MaskingOptions(baselines, mask_inputs, perturbations_per_eval).check(call.inputs)
             wanted = self.uses_gradients if gradients is None else gradients
             evaluations, output = layer_pass(call, self.layers, self.device_ids, wanted, grad_kwargs)
+            warn_if_one_position(call, self.layers, evaluations)
             rank = evaluations[0].activations[0].dim()
             return compute(Passes(call, output, options, rank), evaluations)
 

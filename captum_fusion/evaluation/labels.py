@@ -13,6 +13,9 @@ from torch import Tensor
 from captum_fusion import models
 from captum_fusion.evaluation.data import Class, Example
 
+#: Why localization metrics have no value for an example without regions.
+NOT_KNOWN = "the object's location is not known"
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -124,7 +127,7 @@ def object_masks(
     wanted = [r for r in example.regions if any(target in classes.indices(label) for label in r.classes)]
     if not wanted:
         other = "only objects of classes that are not explained are known"
-        return ObjectMasks(none, none, other if example.regions else "the object's location is not known")
+        return ObjectMasks(none, none, other if example.regions else NOT_KNOWN)
     show: Callable[[Any], Tensor] = _white if size is None else lambda canvas: _preprocessed(loaded, canvas)
     width_height = size or (int(inputs.shape[3]), int(inputs.shape[2]))
     try:

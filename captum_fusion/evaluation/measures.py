@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_fusion import functional as formulas
 from captum_fusion import metrics
 from captum_fusion.evaluation.data import Example
-from captum_fusion.evaluation.labels import ObjectMasks
+from captum_fusion.evaluation.labels import NOT_KNOWN, ObjectMasks
 from captum_fusion.evaluation.methods import Explain, MethodSpec, import_object, parse, refuse_unknown, unknown
 from captum_fusion.metrics import Curve
 from captum_fusion.metrics.localization import bounding_boxes
@@ -24,7 +24,7 @@ Outcome = float | Curve | str
 
 
 _NONE = torch.zeros(0, 1, 1, dtype=torch.bool)
-_NO_OBJECTS = ObjectMasks(_NONE, _NONE, "the object's location is not known")
+_NO_OBJECTS = ObjectMasks(_NONE, _NONE, NOT_KNOWN)
 
 
 @dataclass

@@ -23,6 +23,9 @@ from captum_fusion.evaluation.settings import Study
 from captum_fusion.evaluation.store import Row
 from captum_fusion.metrics import Curve
 
+#: The most maps beside each other.
+_PANELS = 4
+
 #: A cell of a table: a method and a metric.
 Pair = tuple[str, str]
 
@@ -204,7 +207,7 @@ class Network:
                 yield [{**row, **self._measured(metric, subject, costs)} for metric in wanted]
         if drawing is not None and maps:
             try:
-                self._draw(inputs, target, float(self._scores(output)[target]), maps, drawing)
+                self._draw(inputs, target, float(self._scores(output)[target]), maps, objects.masks, drawing)
             except (RuntimeError, ValueError, TypeError) as error:  # the rows are written; the run goes on
                 self._say(f"the maps of {image} could not be drawn: {models.first_line(error)}")
 
@@ -264,14 +267,18 @@ class Network:
         numbers = (found["value"], *found.get("shares", ()), *found.get("curve", ()))
         return found if all(map(math.isfinite, numbers)) else {**row, "error": "not finite"}
 
-    def _draw(self, inputs: Tensor, target: int, score: float, maps: Mapping[str, Tensor], path: Path) -> None:
+    def _draw(
+        self, inputs: Tensor, target: int, score: float, maps: Mapping[str, Tensor], objects: Tensor, path: Path
+    ) -> None:
         from captum_fusion.visualization import visualize_grid
 
         picture = self.loaded.restore(inputs)[0].cpu() if inputs.shape[1] in (1, 3) else inputs[0, :1].cpu()
         panels: list[Any] = [(None, f"{self.classes.title(target)}: p = {score:.2f}")]
         panels += [(_heat(maps[label]), label) for label in self.study.methods if label in maps]
-        grid = [panels[i : i + 4] for i in range(0, len(panels), 4)]
-        figure, file = visualize_grid([(picture, row) for row in grid]), BytesIO()
+        lines = -(-len(panels) // _PANELS)
+        columns = -(-len(panels) // lines)
+        grid = [(picture, panels[i : i + columns]) for i in range(0, len(panels), columns)]
+        figure, file = visualize_grid(grid, outlines=[objects] * lines), BytesIO()
         figure.savefig(file, dpi=100, format="png", bbox_inches="tight", pad_inches=0.06, metadata={"Software": None})
         store.write_whole(path, file.getvalue())
 
@@ -361,6 +368,6 @@ def _dense(value: Any) -> Any:
 
 
 def drawing_name(number: int, model: str, image: str, labels: Iterable[str]) -> str:
-    """The file name of a picture's maps; it changes with the picture and with the methods."""
+    """The file name of a picture's maps; it changes with the picture, its regions and the methods."""
     safe = "".join(c if c.isascii() and c.isalnum() else "_" for c in model)[:40]
     return f"{safe}_{number:04d}_{fingerprint_of(model, image, *labels)[:8]}.png"

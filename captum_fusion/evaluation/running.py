@@ -341,7 +341,8 @@ class _Run:
 
     def _drawing(self, model: str, index: int) -> Path:
         """The file that the maps of a picture are drawn to."""
-        name = drawing_name(index, model, self._identified(index), list(self.study.methods))
+        image = f"{self._identified(index)} {self.identities[self.names[index]].regions}"
+        name = drawing_name(index, model, image, list(self.study.methods))
         return self.settings.output / "maps" / name
 
     # --------------------------------------------------------------------------------------------------- the report

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from captum.attr import visualization as viz
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -26,6 +27,7 @@ METHODS = ("blended_heat_map", "heat_map", "masked_image", "alpha_scaling", "con
 _TITLE, _GAP = 0.52, 0.08  # inches above a row of panels with and without titles
 _TALLEST = 2.0  # height of a row divided by the width of its panels
 _HEAT_MAPS = ("blended_heat_map", "heat_map")
+_OUTLINE = "#7df9ff"  # bright, in greyscale too, and not a colour of the default colour maps
 
 
 def visualize_map(
@@ -42,6 +44,7 @@ def visualize_map(
     scale: float | None = None,
     threshold: float | None = None,
     box: Box | None = None,
+    outlines: Tensor | NDArray[Any] | None = None,
     show_colorbar: bool = False,
     colorbar_label: str | None = None,
 ) -> tuple[Figure, Axes]:
@@ -71,6 +74,8 @@ def visualize_map(
             contour plot it is the only line. Default: None
         box (tuple of float, optional): Part of the image that the map covers, as left, top, right and bottom in pixels.
             Default: None (the whole image)
+        outlines (Tensor or ndarray, optional): Masks of objects, bool (B, H, W) in the image's size, whose outlines are
+            drawn. Default: None
         show_colorbar (bool, optional): Whether to draw a colour bar with the map's values. Default: False
         colorbar_label (str, optional): Label of the colour bar. Default: None (a description of the scale)
 
@@ -122,6 +127,7 @@ def visualize_map(
             axis.images[-1].set_clim(*limits)
     if box is not None:
         axis.add_patch(_frame(box))
+    _draw_outlines(axis, outlines, picture.shape[:2])
     text.set_title(axis, title or "", _width(fig_axis))
     axis.set_axis_off()
     if show_colorbar:
@@ -141,6 +147,21 @@ def _draw_contours(axis: Axes, heat: Array, levels: Sequence[float], end: float,
     rims = [rim_of(np.asarray(colormaps[cmap](norm(value)))) for value in values]
     axis.contour(heat, values, colors=rims, linewidths=2.6, linestyles="solid")
     axis.contour(heat, values, cmap=cmap, norm=norm, linewidths=1.4, linestyles="solid")
+
+
+def _draw_outlines(axis: Axes, masks: Tensor | NDArray[Any] | None, size: tuple[int, ...]) -> None:
+    """Outlines of objects, with a rim, within the picture."""
+    if masks is None:
+        return
+    inside = torch.as_tensor(masks).detach().cpu().numpy()
+    if inside.ndim != 3 or inside.shape[1:] != size:
+        height, width = size
+        raise ValueError(f"outlines must be masks of shape (B, {height}, {width}), not {inside.shape}")
+    x, y = (np.arange(-1, length + 1).clip(-0.2, length - 0.8) for length in size[::-1])
+    for mask in np.pad(inside.astype(np.float32), ((0, 0), (1, 1), (1, 1))):
+        if mask.any():
+            axis.contour(x, y, mask, [0.5], colors="black", linewidths=2.4)
+            axis.contour(x, y, mask, [0.5], colors=_OUTLINE, linewidths=1.2)
 
 
 def _frame(box: Box) -> Rectangle:
@@ -173,6 +194,7 @@ def visualize_grid(
     show_colorbar: bool = False,
     legend: str | None = None,
     boxes: Sequence[Box | None] | None = None,
+    outlines: Sequence[Tensor | NDArray[Any] | None] | None = None,
     figure: Figure | SubFigure | None = None,
     sign: str = "positive",
     cmap: str | None = None,
@@ -191,6 +213,8 @@ def visualize_grid(
         legend (str, optional): Text below the panels. Default: None
         boxes (sequence, optional): For each row, the part of the image that the maps cover, see :func:`visualize_map`.
             Default: None (the whole image)
+        outlines (sequence, optional): For each row, masks of objects whose outlines are drawn in every panel, see
+            :func:`visualize_map`. Default: None
         figure (Figure or SubFigure, optional): Empty figure to draw on. Default: None (a new one)
         sign (str, optional): As in :func:`visualize_map`. Default: ``"positive"``
         cmap (str, optional): As in :func:`visualize_map`. Default: None
@@ -200,8 +224,8 @@ def visualize_grid(
         Figure: The figure, or that of the subfigure. Save it with ``figure.savefig(...)``.
 
     Raises:
-        ValueError: If there is no row, the first row has no panel, or the number of labels or boxes is not that of
-            rows.
+        ValueError: If there is no row, the first row has no panel, or the number of labels, boxes or outlines is not
+            that of rows.
 
     Examples::
 
@@ -214,6 +238,7 @@ def visualize_grid(
     if not rows or not rows[0][1]:
         raise ValueError("rows must contain at least one row with at least one panel")
     labels, boxes = _for_each_row("labels", labels, len(rows)), _for_each_row("boxes", boxes, len(rows))
+    outlines = _for_each_row("outlines", outlines, len(rows))
     columns = max(len(panels) for _, panels in rows)
     pictures = [to_picture(image) for image, _ in rows]
     heights = [panel * min(_TALLEST, picture.shape[0] / picture.shape[1]) for picture in pictures]
@@ -235,10 +260,12 @@ def visualize_grid(
                 axis.set_axis_off()
                 if boxes[i] is not None:
                     axis.add_patch(_frame(boxes[i]))
+                _draw_outlines(axis, outlines[i], picture.shape[:2])
             else:
                 visualize_map(
-                    heat, picture, fig_axis=(figure, axis), sign=sign, cmap=name, scale=scale, box=boxes[i], **style
-                )
+                    heat, picture, fig_axis=(figure, axis), sign=sign, cmap=name, scale=scale, box=boxes[i],
+                    outlines=outlines[i], **style,
+                )  # fmt: skip
             text.set_title(axis, title, inches)
         if labels[i]:
             text.label_row(line[0], labels[i], heights[i])

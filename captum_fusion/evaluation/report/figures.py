@@ -6,8 +6,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from captum_fusion.evaluation.report.statistics import Results, one_line, spec_of
-from captum_fusion.evaluation.report.tables import ARROWS, fixed
+from captum_fusion.evaluation.report.tables import ARROWS, fixed, listed, places
 
 #: Heading and caption of each kind of figure.
 KINDS = {
@@ -52,19 +52,43 @@ _STYLE = {
 _LINE = 34
 
 
-def draw(results: Results, model: str) -> dict[str, dict[str, bytes]]:
-    """Draw the figures of a network for which there is data.
+class Drawing(NamedTuple):
+    """A figure.
+
+    Attributes:
+        files: The file's content in each of the formats.
+        note: What it does not show; empty if it shows every metric.
+    """
+
+    files: dict[str, bytes]
+    note: str
+
+
+def draw(results: Results, model: str) -> dict[str, Drawing]:
+    """Draw the figures of a network for which there is something to see.
 
     Returns:
-        dict: For each kind the file's content in each of the formats.
+        dict: For each kind its figure.
     """
-    drawn: dict[str, dict[str, bytes]] = {}
+    drawn: dict[str, Drawing] = {}
     with matplotlib.style.context(["default", _STYLE]):
         for kind, function in (("metrics", _bars), ("curves", _curves), ("theta", _theta)):
-            figure = function(results, model)
+            figure, note = function(results, model)
             if figure is not None:
-                drawn[kind] = {format: _save(figure, format) for format in FORMATS}
+                drawn[kind] = Drawing({format: _save(figure, format) for format in FORMATS}, note)
     return drawn
+
+
+def _numbers(results: Results, model: str, methods: Iterable[str], metric: str) -> set[float]:
+    """The means of methods and the ends of their intervals, as the table shows them."""
+    decimals = places(results, metric)
+    cells = [results.cell(model, method, metric) for method in methods]
+    numbers = (number for cell in cells for number in (cell.mean, cell.low, cell.high))
+    return {float(fixed(number, decimals)) for number in numbers if number is not None}
+
+
+def _not_drawn(results: Results, metrics: Sequence[str], why: str) -> str:
+    return f"Not drawn, since {why}: {listed([results.heading(metric)[0] for metric in metrics])}." if metrics else ""
 
 
 def _title(axis: Axes, results: Results, metric: str) -> None:
@@ -72,10 +96,12 @@ def _title(axis: Axes, results: Results, metric: str) -> None:
     axis.set_title(_wrapped(f"{text} {ARROWS.get(better, '')}"), loc="left", parse_math=False)
 
 
-def _bars(results: Results, model: str) -> Figure | None:
-    metrics, methods = results.measured(model, results.outline.metrics), results.outline.methods
+def _bars(results: Results, model: str) -> tuple[Figure | None, str]:
+    methods, measured = results.outline.methods, results.measured(model, results.outline.metrics)
+    zeros = [metric for metric in measured if _numbers(results, model, methods, metric) == {0.0}]
+    metrics, note = [m for m in measured if m not in zeros], _not_drawn(results, zeros, "0 for every method")
     if not metrics:
-        return None
+        return None, note
     labels = [_wrapped(method) for method in methods]
     lines, columns = _panels(metrics, 3 if len(methods) <= 12 else 4)
     room = np.array([max(0.25, 0.1 + 0.155 * (label.count("\n") + 1)) for label in labels])  # in inches
@@ -103,20 +129,22 @@ def _bars(results: Results, model: str) -> Figure | None:
         axis.axvline(0, color="#555555", linewidth=0.7)
         axis.spines["left"].set_visible(False)
         axis.grid(axis="x")
-        axis.locator_params(axis="x", nbins=5)
+        axis.locator_params(axis="x", nbins=4)
         axis.set_ylim(float(room.sum()), 0)
         cells = [results.cell(model, method, metric) for method in methods]
         if axis.get_xlim()[1] > 0 and all((cell.mean or 0) >= 0 and (cell.low or 0) >= 0 for cell in cells):
             axis.set_xlim(left=0)
     _space(figure)
-    return figure
+    return figure, note
 
 
-def _curves(results: Results, model: str) -> Figure | None:
+def _curves(results: Results, model: str) -> tuple[Figure | None, str]:
     methods = results.outline.methods
     found = {metric: curves for metric in results.outline.metrics if (curves := results.mean_curves(model, metric))}
+    zeros = [metric for metric, curves in found.items() if not any(scores.any() for _, scores in curves.values())]
+    found, note = {m: c for m, c in found.items() if m not in zeros}, _not_drawn(results, zeros, "0 for every method")
     if not found:
-        return None
+        return None, note
     labels = {method: _wrapped(method) for method in methods}
     legend = 1.1 + 0.075 * max(len(part) for label in labels.values() for part in label.split("\n"))
     high = max(2.9, 0.5 + 0.165 * sum(label.count("\n") + 1 for label in labels.values()))
@@ -138,10 +166,10 @@ def _curves(results: Results, model: str) -> Figure | None:
         axis.grid()
         _as_it_is(axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.6))
     _space(figure)
-    return figure
+    return figure, note
 
 
-def _theta(results: Results, model: str) -> Figure | None:
+def _theta(results: Results, model: str) -> tuple[Figure | None, str]:
     groups: dict[str, list[tuple[float, str]]] = {}
     for method in results.outline.methods:
         name, options = spec_of(method)
@@ -150,9 +178,13 @@ def _theta(results: Results, model: str) -> Figure | None:
             rest = ",".join(f"{key}={value}" for key, value in options.items())
             groups.setdefault(f"{name}:{rest}" if rest else name, []).append((float(theta), method))
     groups = {name: sorted(points) for name, points in groups.items() if len({x for x, _ in points}) > 1}
-    metrics = results.measured(model, results.outline.metrics)
+    points = [method for group in groups.values() for _, method in group]
+    measured = results.measured(model, results.outline.metrics)
+    shown = {m: {fixed(results.cell(model, point, m).mean, places(results, m)) for point in points} for m in measured}
+    equal = [metric for metric in measured if len(shown[metric]) == 1]
+    metrics, note = [m for m in measured if m not in equal], _not_drawn(results, equal, "equal for every theta")
     if not groups or not metrics:
-        return None
+        return None, note
     lines, columns = _panels(metrics, 3)
     legend = 0.3 + 0.17 * sum(_wrapped(name).count("\n") + 1 for name in groups)
     figure = Figure(figsize=(3.0 * columns, 2.6 * lines + legend), layout="constrained")
@@ -161,8 +193,8 @@ def _theta(results: Results, model: str) -> Figure | None:
         axis.remove()
     for axis, metric in zip(axes.flat, metrics, strict=False):
         _title(axis, results, metric)
-        for i, points in enumerate(groups.values()):
-            cells = [(x, results.cell(model, method, metric)) for x, method in points]
+        for i, group in enumerate(groups.values()):
+            cells = [(x, results.cell(model, method, metric)) for x, method in group]
             known = [(x, c.mean, c.low, c.high) for x, c in cells if c.mean is not None]
             if known:
                 x, mean, low, high = (np.array(each, dtype=np.float64) for each in zip(*known, strict=True))
@@ -174,7 +206,7 @@ def _theta(results: Results, model: str) -> Figure | None:
     names = [" " + _wrapped(name).replace("\n", "\n ") for name in groups]
     _as_it_is(figure.legend(handles, names, loc="outside lower left"))
     _space(figure)
-    return figure
+    return figure, note
 
 
 def _save(figure: Figure, format: str) -> bytes:

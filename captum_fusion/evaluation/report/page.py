@@ -81,7 +81,7 @@ def write(folder: str | Path, rows: Iterable[Row], outline: Outline, *, cells: S
             for format in figures.FORMATS:
                 file = f"figures/{name}_{kind}.{format}"
                 if kind in drawings:
-                    save(file, drawings[kind][format])
+                    save(file, drawings[kind].files[format])
                 else:
                     (Path(folder) / file).unlink(missing_ok=True)
         sections.append(_section(results, model, name, model_tables, drawings))
@@ -94,7 +94,7 @@ def _section(
     model: str,
     name: str,
     model_tables: tables.ModelTables,
-    drawings: Mapping[str, Mapping[str, bytes]],
+    drawings: Mapping[str, figures.Drawing],
 ) -> dict[str, Any]:
     """What the page shows of a network."""
     examples = [path for path in results.outline.examples.get(model, ()) if path.is_file()]
@@ -104,7 +104,8 @@ def _section(
         "count": results.count(model),
         "tables": model_tables,
         "figures": [
-            (figures.KINDS[kind], base64.b64encode(drawing["svg"]).decode()) for kind, drawing in drawings.items()
+            (figures.KINDS[kind], drawing.note, base64.b64encode(drawing.files["svg"]).decode())
+            for kind, drawing in drawings.items()
         ],
         "examples": [base64.b64encode(path.read_bytes()).decode() for path in examples],
     }
@@ -138,7 +139,7 @@ def _page(results: Results, sections: Sequence[Mapping[str, Any]]) -> str:
 
 def _breakable(text: str) -> Markup:
     """HTML in which a line may break after the punctuation of a name and its options."""
-    return Markup("<wbr>").join(re.findall(r"[^:,=_/]*[:,=_/]|[^:,=_/]+", str(text)))
+    return Markup("<wbr>").join(re.findall(r"[^:,_/]*[:,_/]|[^:,_/]+", str(text)))
 
 
 def _file_names(models: Sequence[str]) -> dict[str, str]:

@@ -173,6 +173,23 @@ class Results:
             if any(self.cell(model, method, metric).count for method in self.outline.methods)
         ]
 
+    def tabled(self, model: str) -> list[str]:
+        """The metrics that have a column: not those that failed on every picture, unless all did."""
+        missing = self.missing(model)
+        return [metric for metric in self.outline.metrics if metric not in missing] or list(self.outline.metrics)
+
+    def missing(self, model: str) -> dict[str, list[str]]:
+        """The metrics without any value, each with the reasons; those that were not tried are left out."""
+        measured = self.measured(model, self.outline.metrics)
+        reasons = {
+            metric: [
+                why for method in self.outline.methods for why, _ in self._grid.errors_of(model, method, metric)
+            ]
+            for metric in self.outline.metrics
+            if metric not in measured
+        }  # fmt: skip
+        return {metric: list(dict.fromkeys(why)) for metric, why in reasons.items() if why}
+
     def heading(self, metric: str) -> tuple[str, str]:
         """A metric's heading, and its better direction."""
         return self.outline.headings.get(metric, (metric, ""))
@@ -197,7 +214,7 @@ class Results:
         return {method: curve for method, curve in curves.items() if curve is not None}
 
     def errors(self) -> list[tuple[str, str, str, str, int]]:
-        """Values that are missing: network, method, metric (or all), reason, and number of pictures."""
+        """Values that are missing: network, method (or all), metric (or all), reason, and number of pictures."""
         every = self._grid.metrics
         counts: dict[tuple[str, str, str], Counter[str]] = {}
         for model in self.outline.models:
@@ -205,14 +222,16 @@ class Results:
                 for metric in every:
                     for why, number in self._grid.errors_of(model, method, metric):
                         counts.setdefault((model, method, why), Counter())[metric] += number
+        methods: dict[tuple[str, str, str, int], list[str]] = {}  # that have the same error
+        for (model, method, why), numbers in counts.items():
+            of_all = set(numbers) == set(every) and len(set(numbers.values())) == 1
+            for metric, number in [("all", max(numbers.values()))] if of_all else numbers.items():
+                methods.setdefault((model, metric, why, number), []).append(method)
+        number_of_methods = len(self.outline.methods)
         return [
             (model, method, metric, why, number)
-            for (model, method, why), numbers in counts.items()
-            for metric, number in (
-                [("all", max(numbers.values()))]
-                if set(numbers) == set(every) and len(set(numbers.values())) == 1
-                else numbers.items()
-            )
+            for (model, metric, why, number), some in methods.items()
+            for method in (["all"] if len(some) == number_of_methods > 1 else some)
         ]
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
+from captum_fusion.evaluation.labels import NOT_KNOWN
 from captum_fusion.evaluation.measures import COSTS
 from captum_fusion.evaluation.report.statistics import Outline, Results, one_line, spec_of
 
@@ -59,16 +60,26 @@ class Table(NamedTuple):
 
 
 class ModelTables(NamedTuple):
-    """The tables of one network; ``differences`` is None without a reference that another method can be paired with."""
+    """The tables of one network.
+
+    Attributes:
+        means: The means, without the columns of metrics that have no value.
+        missing: Sentences that say which metrics have no value, and why.
+        differences: Paired differences; None without a reference that another method can be paired with.
+        costs: The cost for each picture.
+    """
 
     means: Table
+    missing: list[str]
     differences: Table | None
     costs: Table
 
 
 def tables_of(results: Results, model: str) -> ModelTables:
     """The tables of a network."""
-    return ModelTables(_means(results, model), _differences(results, model), _costs(results, model))
+    return ModelTables(
+        _means(results, model), _missing(results, model), _differences(results, model), _costs(results, model)
+    )
 
 
 def documents(results: Results, model: str, tables: ModelTables) -> Iterator[tuple[str, str]]:
@@ -122,11 +133,11 @@ def _published_decimals(figures: Mapping[str, Mapping[str, float]], metric: str)
 def _means(results: Results, model: str) -> Table:
     outline, notes = results.outline, _notes(results, model)
     columns: dict[str, list[Entry]] = {}
-    for metric in outline.metrics:
-        cells, decimals = [results.cell(model, method, metric) for method in outline.methods], _places(results, metric)
+    for metric in results.tabled(model):
+        cells, decimals = [results.cell(model, method, metric) for method in outline.methods], places(results, metric)
         better = results.heading(metric)[1]
         shown = [float(fixed(cell.mean, decimals)) for cell in cells if cell.mean is not None]
-        best = {"down": min, "up": max}[better](shown) if len(shown) > 1 and better else None
+        best = {"down": min, "up": max}[better](shown) if len(set(shown)) > 1 and better else None
         columns[metric] = [
             Entry(
                 fixed(cell.mean, decimals),
@@ -148,7 +159,31 @@ def _means(results: Results, model: str) -> Table:
     )
 
 
-def _places(results: Results, metric: str) -> int:
+def _missing(results: Results, model: str) -> list[str]:
+    """Which metrics have no value, grouped by the reasons."""
+    groups: dict[str, list[str]] = {}
+    for metric, reasons in results.missing(model).items():
+        groups.setdefault("; ".join(reasons), []).append(metric)
+    need = " (localization metrics need the boxes or masks of the objects in the dataset)"
+    return [
+        f"No values of {listed([results.heading(metric)[0] for metric in metrics])}: "
+        f"{why}{need if why == NOT_KNOWN else ''}."
+        for why, metrics in groups.items()
+    ]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    Examples::
+
+        >>> listed(["AD %"]), listed(["AD %", "area", "energy"])
+        ('AD %', 'AD %, area and energy')
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def places(results: Results, metric: str) -> int:
     """Decimals: two for percentages, as in papers; else at least three significant digits of the largest mean."""
     means = [abs(cell.mean) for cell in results.cells(metric) if cell.mean]
     if "%" in results.heading(metric)[0]:
@@ -180,10 +215,11 @@ def _interval(low: float | None, high: float | None, decimals: int, sign: bool =
 
 def _differences(results: Results, model: str) -> Table | None:
     outline = results.outline
-    decimals = {metric: _places(results, metric) for metric in outline.metrics}
+    metrics = results.tabled(model)
+    decimals = {metric: places(results, metric) for metric in metrics}
     lines = []
     for method in outline.methods:
-        cells = [results.cell(model, method, metric) for metric in outline.metrics]
+        cells = [results.cell(model, method, metric) for metric in metrics]
         if method != outline.reference and any(cell.difference is not None for cell in cells):
             entries = [
                 Entry(
@@ -192,12 +228,13 @@ def _differences(results: Results, model: str) -> Table | None:
                     faint=cell.count < 2
                     or cell.difference_low is None
                     or cell.difference_high is None
-                    or cell.difference_low <= 0 <= cell.difference_high,
+                    or cell.difference_low <= 0 <= cell.difference_high
+                    or all(_is_zero(end, decimals[cell.metric]) for end in (cell.difference_low, cell.difference_high)),
                 )
                 for cell in cells
             ]
             lines.append((method, "", entries))
-    return Table([results.heading(metric) for metric in outline.metrics], lines) if lines else None
+    return Table([results.heading(metric) for metric in metrics], lines) if lines else None
 
 
 def _costs(results: Results, model: str) -> Table:
@@ -225,7 +262,7 @@ def _summary(results: Results, model: str) -> str:
 def _markdown_page(results: Results, model: str, tables: ModelTables) -> str:
     outline = results.outline
     parts = [f"# {_escape_markdown(model)}", f"{_escape_markdown(outline.title)}; {_summary(results, model)}."]
-    parts.append(_markdown(tables.means))
+    parts += [_markdown(tables.means), *map(_escape_markdown, tables.missing)]
     if note := drop_note(outline):
         parts.append(note)
     if tables.differences is not None:
@@ -243,7 +280,8 @@ def _tex_head(outline: Outline, model: str) -> str:
 
 
 def _tex_page(results: Results, model: str, tables: ModelTables) -> str:
-    parts = [f"{_tex_head(results.outline, model)}% {_escape_tex(_summary(results, model))}.", _tex(tables.means)]
+    head = [f"{_tex_head(results.outline, model)}% {_escape_tex(_summary(results, model))}."]
+    parts = [*head, *(f"% {_escape_tex(sentence)}" for sentence in tables.missing), _tex(tables.means)]
     if tables.differences is not None:
         reference = _escape_tex(str(results.outline.reference))
         parts += [f"\n\\par\\bigskip\n% Paired differences, method minus {reference}.", _tex(tables.differences)]
@@ -360,6 +398,11 @@ def fixed(value: float | None, decimals: int, sign: bool = False) -> str:
         return _NOTHING
     text = f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
     return text.lstrip("+-") if float(text) == 0 else text
+
+
+def _is_zero(value: float, decimals: int) -> bool:
+    """Whether a number with so many decimals shows as 0."""
+    return not float(fixed(value, decimals))
 
 
 def _significant(value: float | None, digits: int = 3) -> str:
