@@ -129,9 +129,9 @@ def reshape_of(model: nn.Module, layer: nn.Module, *inputs: Tensor) -> TokenGrid
     if shape is None or shape not in trace.channels_last or shape[0] != trace.examples:
         return None
     reshape = _reshape_of(shape, trace.grids)
-    what = f"reshape: the output of {trace.names[layer]}, of shape {tuple(shape)},"
+    what = f"the output of {trace.names[layer]}, of shape {tuple(shape)},"
     if reshape is None and len(shape) == 4 and trace.grids:
-        raise ValueError(f"{what} is no grid of the network; these may be windows. Choose a layer outside of them")
+        raise ValueError(f"{what} is no grid of the network (windows, perhaps); choose another layer, or set reshape")
     if len(shape) == 3 and any(type(module).__name__.startswith("Hiera") for module in model.modules()):
         tokens = min(step.shape[1] for step in trace.steps if len(step.shape) == 3)
         if shape[1] > tokens:
@@ -220,7 +220,7 @@ class _Trace:
 
 
 def _normalized(module: nn.Module) -> tuple[int, ...]:
-    """The last dimensions that a layer or RMS norm, of torch or of another library, normalises; () for other modules."""
+    """The last dimensions that a layer or RMS norm of any library normalises; () for other modules."""
     shape = getattr(module, "normalized_shape", ())
     return tuple(shape) if isinstance(shape, (tuple, list)) else ()
 
@@ -295,7 +295,7 @@ def _no_stage(trace: _Trace) -> ValueError:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- transformers
+# --------------------------------------------------------------------------------------------------------- transformers
 
 
 def _token_layer(trace: _Trace, after: int) -> DefaultLayer | None:
@@ -349,7 +349,7 @@ def _reshape_of(shape: Sequence[int], grids: Iterable[tuple[int, int]]) -> Token
 
     Later stages of a hierarchical transformer have smaller grids: these have at most a class token before them.
     """
-    sizes = {grid: _MOST_PREFIX_TOKENS for grid in grids}
+    sizes = dict.fromkeys(grids, _MOST_PREFIX_TOKENS)
     for grid in list(sizes):
         smaller = grid
         while min(smaller) > 2:
