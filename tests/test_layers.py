@@ -1,14 +1,30 @@
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 
 from captum_fusion import LayerAblationCAM, LayerEigenCAM, LayerFusionCAM, LayerHiResCAM, LayerReciproCAM
-from captum_fusion.layers import ChannelsLast, TokenGrid, default_layer, find_layer, resolution_layers
+from captum_fusion.__main__ import main
+from captum_fusion.demo import photographs
+from captum_fusion.layers import (
+    ChannelsLast,
+    TokenGrid,
+    default_layer,
+    find_layer,
+    parse_reshape,
+    reshape_of,
+    resolution_layers,
+)
+from captum_fusion.targets import Output
 from tests.networks import Net, hooks_on, images, make
 
 
@@ -140,6 +156,240 @@ def test_the_default_layer_of_a_transformer_is_explained(method: Any) -> None:
         method(model, layer).attribute(x, [1, 3])
 
 
+class Hybrid(nn.Module):
+    """Two convolutions, then a transformer on their grid."""
+
+    def __init__(self, patches: nn.Module | None = None) -> None:
+        super().__init__()
+        trunk = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, 4, padding=1))
+        self.trunk = trunk if patches is None else patches
+        self.transformer = Transformer(1, sizes=(16, 16))
+        self.transformer.patches = nn.Identity()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.transformer(self.trunk(x))
+
+
+def test_tokens_behind_convolutions_are_preferred() -> None:
+    model, x = Hybrid().eval(), torch.rand(1, 3, 32, 32)
+    name, layer, reshape = default_layer(model, x)
+    assert name == "transformer.blocks.1.norm1"
+    assert reshape == TokenGrid(prefix=1) == reshape_of(model, layer, x)
+    assert [name for name, _ in resolution_layers(model, x)] == ["trunk.0", "trunk"]
+
+
+def test_the_only_output_may_be_an_object() -> None:
+    class Wrapped(Hybrid):
+        def forward(self, x: Tensor) -> Any:
+            return {"logits": super().forward(x)}
+
+    model, x = Wrapped().eval(), torch.rand(1, 3, 32, 32)
+    assert default_layer(model, x).name == "transformer.blocks.1.norm1"
+    assert default_layer(Output(model, "logits"), x).name == "model.transformer.blocks.1.norm1"
+
+
+def test_convolutions_within_attention_are_no_stages() -> None:
+    class Attention(nn.Module):
+        """Heads of attention, (N, heads, tokens, channels), with a convolution over their grid."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = self.Place()
+            self.norm = nn.LayerNorm(8)
+
+        class Place(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+            def forward(self, heads: Tensor) -> Tensor:
+                n, h, t, c = heads.shape
+                maps = heads.permute(0, 1, 3, 2).reshape(n, h * c, 4, 4)
+                return heads + self.conv(maps).reshape(n, h, c, t).transpose(2, 3)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            heads = self.norm(tokens).unflatten(2, (2, 4)).transpose(1, 2)
+            return tokens + self.place(heads).transpose(1, 2).flatten(2)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.attention, self.head = nn.Conv2d(3, 8, 4, stride=4), Attention(), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.attention(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+    model, x = Net().eval(), torch.rand(1, 3, 16, 16)
+    assert default_layer(model, x)[::2] == ("attention.norm", TokenGrid(prefix=0))
+
+
+def test_a_stage_that_returns_its_channels_last() -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.LayerNorm(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x).movedim(1, -1)).relu()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.stage, self.head = nn.Conv2d(3, 3, 3), Last(), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.stage(self.stem(x)).mean((1, 2)))
+
+    model, x = Net().eval(), torch.rand(1, 3, 10, 10)
+    assert default_layer(model, x)[::2] == ("stage", ChannelsLast())
+    assert resolution_layers(model, x)[-1][0] == "stage.conv", "a fusion of layers has one reshape for all"
+
+
+def test_a_norm_over_the_first_dimension() -> None:
+    class Norm2d(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+    class Neck(Transformer):
+        """The neck of Segment Anything: the tokens become a map again."""
+
+        def __init__(self) -> None:
+            super().__init__(0, sizes=(48, 48))
+            self.neck = Norm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            tokens = self.norm(tokens + self.place)
+            return self.head(self.neck(tokens.transpose(1, 2).unflatten(2, (12, 12))).relu().mean((2, 3)))
+
+    model, x = Neck().eval(), torch.rand(1, 3, 48, 48)
+    assert default_layer(model, x)[::2] == ("neck", None)
+
+
+@pytest.mark.parametrize(("other", "grid"), [([nn.Conv2d(3, 1, 16, 16)], "2 x 2"), ([], "no grid")])
+def test_tokens_without_a_grid(other: list[nn.Module], grid: str) -> None:
+    class Patches(nn.Module):
+        """Patches by a linear layer: nothing says that these are 8 x 8."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.other, self.linear = nn.Sequential(*other), nn.Linear(48, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.other(x)
+            return self.linear(nn.functional.unfold(x, 4, stride=4).transpose(1, 2)).transpose(1, 2)
+
+    model = Hybrid(Patches()).eval()
+    model.transformer.place = nn.Parameter(torch.randn(1, 65, 8))
+    with pytest.raises(ValueError, match=f"65 tokens of transformer.norm .convolutions return {grid}.*reshape"):
+        default_layer(model, torch.rand(1, 3, 32, 32))
+
+
+def test_layers_whose_tokens_are_no_grid() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.norm, self.head = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            windows = self.patches(x).unfold(2, 4, 4).unfold(3, 4, 4).flatten(4).flatten(2, 3).permute(0, 2, 3, 1)
+            return self.head(self.norm(windows).mean((1, 2)))
+
+    class Hiera(Transformer):
+        """Tokens in the order of mask units until the last stage."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.blocks[0].norm1(self.patches(x).flatten(2).transpose(1, 2))
+            return self.head(self.norm(tokens.unflatten(1, (16, 4)).mean(2)).mean(1))
+
+    x = torch.rand(1, 3, 32, 32)
+    windows, hiera = Windows().eval(), Hiera(0).eval()
+    with pytest.raises(ValueError, match=r"output of norm, of shape \(1, 4, 16, 8\), is no grid of the network"):
+        reshape_of(windows, windows.norm, x)
+    with pytest.raises(ValueError, match=r"blocks.0.norm1, .* has tokens in the order of Hiera's mask units"):
+        reshape_of(hiera, hiera.blocks[0].norm1, x)
+    assert default_layer(hiera, x)[::2] == ("norm", TokenGrid(prefix=0))
+
+
+def test_written_reshapes() -> None:
+    assert parse_reshape("14x14") == TokenGrid(14, 14, 0)
+    assert parse_reshape("8x24+2") == TokenGrid(8, 24, 2)
+    assert parse_reshape("channels-last") == ChannelsLast()
+    assert parse_reshape("none") is None
+    for wrong in ("14", "14x", "0x14", "14x14+", "14x14+-1", "14 x 14", "channels_last", ""):
+        with pytest.raises(ValueError, match=r"^reshape: .* is not HEIGHTxWIDTH"):
+            parse_reshape(wrong)
+
+
+def transformer() -> nn.Module:
+    """A ViT as users of the command line have it: 224 x 224, here with large patches."""
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(224, 56, 2, 2, 16, 32, num_classes=4)
+    nn.init.normal_(model.heads.head.weight)
+    return model
+
+
+def test_explain_a_transformer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = str(photographs.photograph_path(photographs.load_photographs()[0].name))
+    common = ["explain", picture, "--model", "tests.test_layers:transformer", "--output", str(tmp_path), "--save-map"]
+    assert main([*common, "--method", "recipro-cam", "integrative-cam"]) == 0
+    assert "layer: encoder.layers.encoder_layer_1.ln_1" in capsys.readouterr().out
+    found = {file.name: np.load(file) for file in tmp_path.glob("*.npy")}
+    layers = ["--layers", "encoder.layers.encoder_layer_1.ln_1"]
+    assert main([*common, "--method", "recipro-cam", *layers, "--reshape", "4x4+1"]) == 0
+    again = np.load(next(file for file in tmp_path.glob("*.npy") if file.name not in found))
+    assert np.array_equal(again, next(value for name, value in found.items() if "recipro" in name))
+    for wrong, message in {
+        "4x4": r"\(1, 17, 16\) is not 0 tokens and a grid of 4 x 4",
+        "four": "reshape: 'four' is not HEIGHTxWIDTH",
+    }.items():
+        capsys.readouterr()
+        assert main([*common, "--method", "grad-cam", *layers, "--reshape", wrong]) == 2
+        assert re.search(message, capsys.readouterr().err)
+    names = ",".join(f"encoder.layers.encoder_layer_{i}.ln_1" for i in (0, 1))
+    assert main([*common, "--method", "layer-cam", "grad-cam", "--layers", names, "--reshape", "4x4+1"]) == 0
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "swin_t"])
+def test_explain_transformers_of_torchvision(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "weights.pt"
+    with torch.device("meta"):
+        shapes = torchvision.models.get_model(name, weights=None, num_classes=3).state_dict()
+    whole = {key: value for key, value in shapes.items() if not value.is_floating_point()}
+    state = {key: 0.02 * torch.randn(value.shape) for key, value in shapes.items() if key not in whole}
+    buffers = torchvision.models.get_model(name, weights=None, num_classes=3).state_dict() if whole else {}
+    torch.save({**state, **{key: buffers[key] for key in whole}}, weights)
+    picture = str(photographs.photograph_path(photographs.load_photographs()[0].name))
+    arguments = ["--model", name, "--weights", str(weights), "--method", "grad-cam", "--output", str(tmp_path)]
+    assert main(["explain", picture, *arguments]) == 0
+    assert (
+        "layer: " + {"vit_b_32": "encoder.layers.encoder_layer_11.ln_1", "swin_t": "norm"}[name]
+        in capsys.readouterr().out
+    )
+
+
+def test_evaluate_a_transformer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "pictures" / "cat"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (32, 24), (200, 90, 30)).save(folder / "cat.png")
+    common = ["evaluate", str(folder.parent), "--model", "tests.test_layers:transformer", "--metrics", "complexity"]
+    common += ["--methods", "grad-cam", "integrative-cam", "--device", "cpu", "--pictures", "0"]
+    assert main([*common, "--output", str(tmp_path / "found")]) == 0
+    layer = ["--layers", "encoder.layers.encoder_layer_1.ln_1"]
+    assert main([*common, *layer, "--reshape", "4x4+1", "--output", str(tmp_path / "given")]) == 0
+    settings = [
+        json.loads((tmp_path / name / "run.json").read_text())["model transformer"] for name in ("found", "given")
+    ]
+    assert [one["reshape"] for one in settings] == [repr(TokenGrid(prefix=1)), repr(TokenGrid(4, 4, 1))]
+    capsys.readouterr()
+    for wrong, message in {
+        ("4x4+1", "4x4"): "reshape: there are 2 for 1 models",
+        ("x",): "reshape: 'x' is not",
+    }.items():
+        assert main([*common, "--reshape", *wrong, "--output", str(tmp_path / "wrong")]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_transformers_of_timm() -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed")
     expected = {
@@ -147,6 +397,9 @@ def test_transformers_of_timm() -> None:
         "deit_tiny_distilled_patch16_224": ("blocks.11.norm1", 2),
         "eva02_tiny_patch14_224": ("blocks.11.norm2", 1),
         "mixer_s16_224": ("norm", 0),
+        "vit_tiny_r_s16_p8_224": ("blocks.11.norm1", 1),
+        "pit_ti_distilled_224": ("transformers.2.blocks.3.norm1", 2),
+        "coat_tiny": ("parallel_blocks.5.norm14", 1),
     }
     for architecture, (name, prefix) in expected.items():
         found = default_layer(timm.create_model(architecture, num_classes=4).eval(), torch.rand(1, 3, 224, 224))

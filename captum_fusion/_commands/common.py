@@ -87,6 +87,20 @@ def add_layers(group: Any, meaning: str) -> None:
     )
 
 
+def add_reshape(group: Any, several: bool = False) -> None:
+    """Add ``--reshape``, for one network or several."""
+    many: dict[str, Any] = {"nargs": "+"} if several else {}
+    group.add_argument(
+        "--reshape",
+        metavar="RESHAPE",
+        help="how the layers' outputs become maps: 14x14+1 for a grid of tokens, height first, after one other token "
+        "(14x14 without one), channels-last, or none for maps"
+        + (", one for all models, or one for each" * several)
+        + " (default: found by itself)",
+        **many,
+    )
+
+
 def add_score_fn(group: Any) -> None:
     """Add ``--score-fn``."""
     group.add_argument(

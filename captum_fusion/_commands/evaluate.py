@@ -16,6 +16,7 @@ from captum_fusion._commands.common import (
     add_layers,
     add_methods,
     add_network,
+    add_reshape,
     add_score_fn,
     check_folder,
     layer_names,
@@ -70,7 +71,11 @@ def _add_study(study: Any) -> None:
         metavar="METHOD",
         help="the method that differences are taken against (default: the preset's, else the last)",
     )
-    add_layers(study, "one for all models, or one for each (default: the last convolutional stage)")
+    add_layers(
+        study,
+        "one for all models, or one for each (default: the last convolutional stage, or a transformer's last tokens)",
+    )
+    add_reshape(study, several=True)
     study.add_argument(
         "--explain",
         choices=["prediction", "label"],
@@ -117,6 +122,8 @@ def run(options: argparse.Namespace) -> None:
     given["methods"] = None if options.methods is None else split(options.methods, METHODS)
     given["metrics"] = None if options.metrics is None else split(options.metrics, METRICS)
     layers = layer_names(given.pop("layers"))
+    if options.reshape is not None and len(options.reshape) == 1:
+        given["reshape"] = options.reshape[0]
     source = {"year": given.pop("year"), "image_set": given.pop("image_set")}
     try:
         dataset = open_dataset(given.pop("dataset"), **source, for_each_label=options.explain == "label")

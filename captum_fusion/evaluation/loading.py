@@ -20,12 +20,14 @@ class NetworkSource(NamedTuple):
         name: What tables call it.
         load: Loads it.
         layer: The dotted name of the layer to explain; None for the default.
+        reshape: As of :func:`captum_fusion.layers.parse_reshape`; None if it is found by itself.
         is_moved: Whether it is moved to the run's device; a network of the user's stays where it is.
     """
 
     name: str
     load: Callable[[], models.LoadedModel]
     layer: str | None
+    reshape: str | None
     is_moved: bool
 
 
@@ -34,14 +36,15 @@ def sources_of(
     weights: str | Sequence[str] | None,
     classes: str | None,
     layer: str | Sequence[str] | None,
+    reshape: str | Sequence[str] | None,
     whole_image: bool,
     device: str | None,
 ) -> list[NetworkSource]:
-    """The networks that :func:`captum_fusion.evaluation.evaluate` is given, each with its weights and its layer.
+    """The networks that :func:`captum_fusion.evaluation.evaluate` is given, each with its weights, layer and reshape.
 
     Raises:
-        ValueError: If the numbers of networks, weights and layers differ, two networks have the same name, or options
-            of networks by name are given for one that is loaded already.
+        ValueError: If the numbers of networks, weights, layers and reshapes differ, two networks have the same name, or
+            options of networks by name are given for one that is loaded already.
     """
     networks = as_list(given)
     files = [weights] * len(networks) if weights is None or isinstance(weights, str) else list(weights)
@@ -51,8 +54,11 @@ def sources_of(
     layers = [layer] * len(networks) if layer is None or isinstance(layer, str) else list(layer)
     if len(layers) != len(networks):
         raise ValueError(f"layer: there are {len(layers)} names for {len(networks)} models")
+    reshapes = [reshape] * len(networks) if reshape is None or isinstance(reshape, str) else list(reshape)
+    if len(reshapes) != len(networks):
+        raise ValueError(f"reshape: there are {len(reshapes)} for {len(networks)} models")
     sources: dict[str, NetworkSource] = {}
-    for network, file, layer_name in zip(networks, files, layers, strict=True):
+    for network, file, layer_name, grid in zip(networks, files, layers, reshapes, strict=True):
         is_moved = isinstance(network, str)
         if is_moved:
             name = network.rpartition(":")[2]
@@ -67,7 +73,7 @@ def sources_of(
             raise ValueError(f"model must be a name, a torch.nn.Module or a LoadedModel, not {type(network).__name__}")
         if name in sources:
             raise ValueError(f"model: there are two called {name!r}; give LoadedModels with names of their own")
-        sources[name] = NetworkSource(name, load, layer_name, is_moved)
+        sources[name] = NetworkSource(name, load, layer_name, grid, is_moved)
     return list(sources.values())
 
 

@@ -18,6 +18,7 @@ from captum_fusion.evaluation import measures, methods, store
 from captum_fusion.evaluation.data import Example
 from captum_fusion.evaluation.fingerprints import fingerprint_of
 from captum_fusion.evaluation.labels import Classes, ObjectMasks, object_masks
+from captum_fusion.evaluation.loading import NetworkSource
 from captum_fusion.evaluation.measures import COSTS, Subject
 from captum_fusion.evaluation.settings import Study
 from captum_fusion.evaluation.store import Row
@@ -36,7 +37,7 @@ class Network:
     Args:
         loaded (LoadedModel): The network, in eval mode and on its device.
         study (Study): What is compared on it.
-        layer (str, optional): The dotted name of the layer to explain; None for the default.
+        source (NetworkSource): What it was loaded from, with the layer to explain and its reshape.
         folders (sequence of str): The labels of the dataset that are names, sorted.
         probe (Tensor): An input of the network, (1, C, H, W), to check everything with before the run.
         say (callable): Called with a remark for the user.
@@ -49,7 +50,7 @@ class Network:
         self,
         loaded: models.LoadedModel,
         study: Study,
-        layer: str | None,
+        source: NetworkSource,
         folders: Collection[str],
         probe: Tensor,
         say: Callable[[str], None],
@@ -62,7 +63,8 @@ class Network:
         outputs = output.shape[1]
         self.classes = Classes(outputs, models.class_names_of(loaded, outputs), list(folders))
         fusing = [label for label, method in study.methods.items() if methods.fuses_stages(method)]
-        self.layer_name, explained = self._explained_layers(layer, probe, wants_stages=bool(fusing))
+        self.layer_name, explained = self._explained_layers(source, probe, wants_stages=bool(fusing))
+        self._reshape = explained.reshape
         fused = [name for name, module in self.model.named_modules() if module in explained.stages]
         self._fused_layers = dict.fromkeys(fusing, fused or [self.layer_name])
         chosen = {} if study.score_fn is None else {"score_fn": study.score_fn}
@@ -78,6 +80,7 @@ class Network:
         return {
             "weights": weights_fingerprint(self.model),
             "layer": self.layer_name,
+            "reshape": None if self._reshape is None else repr(self._reshape),
             "layout": str(self.layout),
             "classes": self.classes.outputs,
             "names": None if self.classes.names is None else fingerprint_of(*self.classes.names),
@@ -97,15 +100,18 @@ class Network:
         return models.output_of(self.name, self.model, inputs)
 
     def _explained_layers(
-        self, name: str | None, probe: Tensor, wants_stages: bool
+        self, source: NetworkSource, probe: Tensor, wants_stages: bool
     ) -> tuple[str, methods.ExplainedLayers]:
+        given = None if source.reshape is None else layers.parse_reshape(source.reshape)
         try:
-            if name is not None:
-                layer = layers.find_layer(self.model, name)
-                reshape = layers.reshape_of(self.model, layer, probe)
-                return name, methods.ExplainedLayers(self.model, [layer], reshape=reshape)
-            name, layer, reshape = layers.default_layer(self.model, probe)
-            stages = layers.resolution_layers(self.model, probe) if wants_stages else []
+            if source.layer is None:
+                name, layer, own = layers.default_layer(self.model, probe)
+            else:
+                name, layer = source.layer, layers.find_layer(self.model, source.layer)
+                own = layers.reshape_of(self.model, layer, probe) if source.reshape is None else None
+            reshape = own if source.reshape is None else given
+            fuses = wants_stages and source.layer is None and reshape is None
+            stages = layers.resolution_layers(self.model, probe) if fuses else []
         except ValueError as error:
             raise ValueError(f"layer: {error}") from error
         return name, methods.ExplainedLayers(self.model, [layer], [module for _, module in stages], reshape)

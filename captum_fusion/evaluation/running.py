@@ -54,6 +54,7 @@ def evaluate(
     weights: str | Sequence[str] | None = None,
     classes: str | None = None,
     layer: str | Sequence[str] | None = None,
+    reshape: str | Sequence[str] | None = None,
     explain: str = "prediction",
     score_fn: str | None = None,
     limit: int | None = None,
@@ -103,6 +104,9 @@ def evaluate(
             Default: None
         layer (str or sequence of str, optional): The dotted name of the layer, one for all models or one for each.
             Default: None (:func:`captum_fusion.layers.default_layer`)
+        reshape (str or sequence of str, optional): How the layer's output becomes maps, as of
+            :func:`captum_fusion.layers.parse_reshape` (``"14x14+1"``), one for all models or one for each.
+            Default: None (found by itself)
         explain (str, optional): The class that is explained: ``"prediction"``, the network's for the whole picture, or
             ``"label"``, the dataset's.
             Default: ``"prediction"``
@@ -155,7 +159,7 @@ def evaluate(
     settings = Settings(
         study, Path(output), where, limit, whole_image, threads, workers, pictures, show_progress, command
     )
-    networks = loading.sources_of(model, weights, classes, layer, whole_image, device)
+    networks = loading.sources_of(model, weights, classes, layer, reshape, whole_image, device)
     is_object = [hasattr(m, "attribute") and not isinstance(m, type) for m in study.methods.values()]
     if len(networks) > 1 and any(is_object):
         raise ValueError("methods: an attribution object explains one model; for several give names or functions")
@@ -241,7 +245,7 @@ class _Run:
         loaded = loading.load(source, device)
         stack.enter_context(loading.eval_mode(loaded.model))
         first, probe = self._probe(loaded)
-        network = Network(loaded, self.study, source.layer, self.dataset.class_names(), probe, _say)
+        network = Network(loaded, self.study, source, self.dataset.class_names(), probe, _say)
         return network, {**network.settings(), "preprocessing of": {first: fingerprint_of(probe)}}
 
     def _probe(self, loaded: models.LoadedModel) -> tuple[str, Tensor]:

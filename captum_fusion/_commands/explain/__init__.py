@@ -16,6 +16,7 @@ from captum_fusion._commands.common import (
     add_layers,
     add_methods,
     add_network,
+    add_reshape,
     add_score_fn,
     made_folder,
 )
@@ -45,8 +46,9 @@ def add(commands: Any, epilog: str) -> None:
     add_layers(
         what,
         "integrative-cam and layer-cam fuse several, other methods explain each (default: the last convolutional "
-        "stage; for integrative-cam the last stage of every resolution)",
+        "stage, or a transformer's last tokens; for integrative-cam the last stage of every resolution)",
     )
+    add_reshape(what)
     classes = what.add_mutually_exclusive_group()
     classes.add_argument(
         "--target",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from captum_fusion import layers, models
 from captum_fusion._commands.common import CommandError, layer_names
 from captum_fusion._commands.explain import inputs
+from captum_fusion._types import Reshape
 from captum_fusion.evaluation import methods
 from captum_fusion.evaluation.methods import BuiltMethod, ExplainedLayers
 
@@ -90,12 +91,12 @@ def make(specs: Sequence[str], options: argparse.Namespace, first: Path) -> Plan
             print("1000 outputs: ImageNet's class names are assumed (--classes gives others)")
         loaded = loaded._replace(class_names=models.class_names_of(loaded, outputs))
         targets = [inputs.target(text, outputs, loaded.class_names) for text in options.target or ["auto"]]
-        built, names = _methods(loaded.model, probe, specs, options)
-        sizes = _sizes(loaded.model, names, probe)
+        built, reshapes = _methods(loaded.model, probe, specs, options)
+        sizes = _sizes(loaded.model, reshapes, probe)
     except ValueError as error:
         raise CommandError(str(error)) from error
     top = None if options.top is None else min(options.top, outputs)
-    return Plan(loaded, device, built, names, targets, top, options.score_fn, sizes)
+    return Plan(loaded, device, built, list(reshapes), targets, top, options.score_fn, sizes)
 
 
 def _device(name: str) -> torch.device:
@@ -109,15 +110,19 @@ def _device(name: str) -> torch.device:
 
 def _methods(
     model: nn.Module, probe: Tensor, specs: Sequence[str], options: argparse.Namespace
-) -> tuple[dict[str, PlannedMethod], list[str]]:
-    """Every method on its layers; a method that does not fuse layers is built once for each."""
-    names, explained = _explained_layers(model, probe, specs, layer_names(options.layers))
+) -> tuple[dict[str, PlannedMethod], dict[str, Reshape | None]]:
+    """Every method on its layers, and the layers' names and reshapes.
+
+    A method that does not fuse layers is built once for each.
+    """
+    reshapes, explained = _explained_layers(model, probe, specs, layer_names(options.layers), options.reshape)
+    names = list(reshapes)
     given = {} if options.score_fn is None else {"score_fn": options.score_fn}
     built: dict[str, PlannedMethod] = {}
-    single: list[ExplainedLayers] = []
-    if len(names) > 1:
-        reshapes = [layers.reshape_of(model, layer, probe) for layer in explained.layers]
-        single = [ExplainedLayers(model, [m], reshape=r) for m, r in zip(explained.layers, reshapes, strict=True)]
+    single = [
+        ExplainedLayers(model, [layer], reshape=reshape)
+        for layer, reshape in zip(explained.layers, reshapes.values(), strict=True)
+    ]
     for spec, file in zip(specs, inputs.distinct(map(inputs.file_name, specs)), strict=True):
         if methods.fuses_layers(spec) or len(names) == 1:
             method = methods.build(spec, explained, given, {})
@@ -127,39 +132,45 @@ def _methods(
         for name, one in zip(names, single, strict=True):
             method = methods.build(spec, one, given, {})
             built[f"{spec} on {name}"] = PlannedMethod(spec, method, (name,), f"{file}_{inputs.file_name(name)}")
-    return built, names
+    return built, reshapes
 
 
 def _explained_layers(
-    model: nn.Module, probe: Tensor, specs: Sequence[str], names: list[str] | None
-) -> tuple[list[str], ExplainedLayers]:
-    """The wanted layers, or the default ones, which are printed."""
+    model: nn.Module, probe: Tensor, specs: Sequence[str], names: list[str] | None, reshape: str | None
+) -> tuple[dict[str, Reshape | None], ExplainedLayers]:
+    """The wanted layers, or the default ones, which are printed, with the wanted reshape, or their own."""
+    given = None if reshape is None else layers.parse_reshape(reshape)
     try:
         if names is None:
-            name, layer, reshape = layers.default_layer(model, probe)
+            name, layer, own = layers.default_layer(model, probe)
+            own = own if reshape is None else given
             print(f"layer: {name} (--layers names others)")
-            stages = layers.resolution_layers(model, probe) if any(map(methods.fuses_stages, specs)) else []
+            fuses = own is None and any(map(methods.fuses_stages, specs))
+            stages = layers.resolution_layers(model, probe) if fuses else []
             if stages:
                 print(f"layers of integrative-cam: {','.join(name for name, _ in stages)}")
-            return [name], ExplainedLayers(model, [layer], [module for _, module in stages], reshape)
-        names = list(dict.fromkeys(names))
-        found = [layers.find_layer(model, name) for name in names]
-        return names, ExplainedLayers(model, found, reshape=layers.reshape_of(model, found[-1], probe))
+            return {name: own}, ExplainedLayers(model, [layer], [module for _, module in stages], own)
+        found = {name: layers.find_layer(model, name) for name in names}
+        reshapes: dict[str, Reshape | None] = {
+            name: layers.reshape_of(model, layer, probe) if reshape is None else given for name, layer in found.items()
+        }
+        return reshapes, ExplainedLayers(model, list(found.values()), reshape=list(reshapes.values())[-1])
     except ValueError as error:
         raise CommandError(f"layer: {error}") from error
 
 
-def _sizes(model: nn.Module, names: Sequence[str], probe: Tensor) -> dict[str, tuple[int, int]]:
+def _sizes(model: nn.Module, reshapes: Mapping[str, Reshape | None], probe: Tensor) -> dict[str, tuple[int, int]]:
     """The live channels and the positions of each layer."""
     sizes: dict[str, tuple[int, int]] = {}
 
     def note(name: str, output: Any) -> None:
         if isinstance(output, Tensor) and output.dim() >= 3:
-            flat = output[0].flatten(1)
+            reshape = reshapes[name]
+            flat = (output if reshape is None else reshape(output))[0].flatten(1)
             sizes[name] = int((flat.amax(1) > flat.amin(1)).sum()), flat.shape[1]
 
     handles = []
-    for name in names:
+    for name in reshapes:
         module = layers.find_layer(model, name)
         handles.append(module.register_forward_hook(lambda _, args, output, name=name: note(name, output)))
     try:
