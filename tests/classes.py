@@ -8,7 +8,15 @@ from typing import Any
 
 from captum.attr import LayerAttribution, LayerGradCam
 
-from captum_fusion import LayerDecomCAM, LayerFusionCAM, LayerLinearCAM, LayerUnionCAM
+from captum_fusion import (
+    RISE,
+    GuidedFusionCAM,
+    LayerDecomCAM,
+    LayerFusionCAM,
+    LayerLinearCAM,
+    LayerRegressionCAM,
+    LayerUnionCAM,
+)
 from captum_fusion.attr._bases import BackgroundCAM
 from captum_fusion.attr.catalog import METHODS
 
@@ -30,6 +38,9 @@ CLASSES: list[Any] = [
     for method in METHODS.values()
     if issubclass(method.cls, LayerAttribution) and method.cls not in (LayerGradCam, LayerLinearCAM)
 ]
+
+#: Every public attribution class.
+EVERY_CLASS: list[Any] = [*CLASSES, LayerLinearCAM, GuidedFusionCAM, RISE]
 
 #: Methods whose maps are in the input's space, in [0, 1].
 INPUT_SPACE = [cls for cls in CLASSES if cls.info.space == "input"]
@@ -61,3 +72,17 @@ def options(cls: Any, **wanted: Any) -> dict[str, Any]:
 def with_baselines(cls: Any) -> dict[str, Any]:
     """Constructor options with which ``baselines`` are used."""
     return {"background": "baseline"} if cls in BLUR else {}
+
+
+#: Numbers of masks that are enough for the common tests.
+_MASKS = {RISE: {"n_masks": 8, "grid_size": 3}, LayerRegressionCAM: {"n_masks": 32}}
+
+
+def few(cls: Any) -> dict[str, Any]:
+    """Constructor options for few samples."""
+    return {**options(cls, n_samples=3, n_steps=2, n_iterations=3), **_MASKS.get(cls, {})}
+
+
+def build(cls: Any, model: Any, layer: Any, **options: Any) -> Any:
+    """An instance of any class, with few samples; the layer is left out for a class that has none."""
+    return cls(model, *([] if cls is RISE else [layer]), **few(cls), **options)

@@ -21,12 +21,12 @@ ROOT = Path(__file__).parents[1]
 def methods_table() -> str:
     """Every method, with its cost and paper."""
     header = ("class", "`--methods`", "family", "samples for each example", "map", "paper")
-    return _table(header, (_methods_row(method) for method in METHODS.values()))
+    return table(header, (_methods_row(method) for method in METHODS.values()))
 
 
 def families_table() -> str:
     """The classes of each family."""
-    return _table(("family", "classes"), ((family, ", ".join(_names(family))) for family in FAMILIES))
+    return table(("family", "classes"), ((family, ", ".join(_names(family))) for family in FAMILIES))
 
 
 def class_reference() -> str:
@@ -61,11 +61,16 @@ def rewritten(name: str) -> str:
     """
     text = (ROOT / name).read_text(encoding="utf-8")
     for part, make in GENERATED[name].items():
-        start, end = f"<!-- generated: {part} -->", f"<!-- end: {part} -->"
-        assert text.count(start) == text.count(end) == 1, f"{name} must have the markers {start} and {end} once"
-        before, _, rest = text.partition(start)
-        text = f"{before}{start}\n\n{make()}\n{end}{rest.partition(end)[2]}"
+        text = replaced(text, part, make())
     return text
+
+
+def replaced(text: str, part: str, made: str) -> str:
+    """A page's text with another generated part."""
+    start, end = f"<!-- generated: {part} -->", f"<!-- end: {part} -->"
+    assert text.count(start) == text.count(end) == 1, f"the page must have the markers {start} and {end} once"
+    before, _, rest = text.partition(start)
+    return f"{before}{start}\n\n{made}\n{end}{rest.partition(end)[2]}"
 
 
 def _of(family: str) -> list[Method]:
@@ -97,7 +102,7 @@ def _methods_row(method: Method) -> tuple[str, ...]:
     return shown, f"`{info.name}`", info.family, info.cost, space, f"[{info.citation}]({info.url}){_note(method)}"
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     header = list(header)
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,4 +1,7 @@
-"""Every class behaves as captum's layer attributions, and more strictly where captum's own classes are inconsistent."""
+"""Every class behaves as captum's layer attributions, and more strictly where captum's own classes are inconsistent.
+
+What holds under unusual conditions is in test_matrix.py.
+"""
 
 from __future__ import annotations
 
@@ -87,16 +90,10 @@ def test_name_and_properties(cls: Any) -> None:
 # --------------------------------------------------------------------------------------------------------------- result
 
 
-@pytest.mark.parametrize("dims", [1, 2, 3])
-def test_shape_range_and_detachment(cls: Any, dims: int) -> None:
-    model, size = make(dims=dims), (8, 6, 10)[:dims]
-    method, x = cls(model, model.relu2), images(2, 3, *size)
-    if cls is LayerAugmentedGradCAM and dims != 2:
-        with pytest.raises(ValueError, match=f"two spatial dimensions, not {dims}"):
-            method.attribute(x, 1)
-        return
-    result = method.attribute(x, 1)
-    assert result.shape == (2, 1, *(size if cls in INPUT_SPACE else (4, 3, 5)[:dims]))
+def test_shape_range_and_detachment(cls: Any) -> None:
+    model = make()
+    result = cls(model, model.relu2).attribute(images(2, 3, 8, 6), 1)
+    assert result.shape == (2, 1, *((8, 6) if cls in INPUT_SPACE else (4, 3)))
     assert result.isfinite().all()
     assert result.abs().amax() > 0
     assert (result >= 0).all() or cls in SIGNED
@@ -151,13 +148,6 @@ def test_wrong_target_raises_an_assertion_error(cls: Any, x: Tensor, target: Any
     with pytest.raises(AssertionError):
         cls(model, model.conv2).attribute(x, target)
     assert hooks_on(model) == 0
-
-
-@pytest.mark.parametrize("target", [5, [0, 1, 7]], ids=repr)
-def test_target_out_of_range_raises_torchs_error(cls: Any, x: Tensor, target: Any) -> None:
-    model = make()
-    with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
-        cls(model, model.conv2).attribute(x, target)
 
 
 def test_additional_arguments_follow_their_examples(cls: Any, x: Tensor) -> None:
@@ -228,7 +218,7 @@ def test_layer_input_is_the_output_before(cls: Any, x: Tensor) -> None:
     same(result, cls(model, model.conv2).attribute(x, 1))
 
 
-@pytest.mark.parametrize("layer", ["conv1", "relu1", "conv2", "relu2"])
+@pytest.mark.parametrize("layer", ["relu1", "relu2"])
 def test_in_place_relu_changes_nothing(cls: Any, x: Tensor, layer: str) -> None:
     plain, inplace = make(), make(inplace=True)
     same(cls(plain, getattr(plain, layer)).attribute(x, 1), cls(inplace, getattr(inplace, layer)).attribute(x, 1))
@@ -276,16 +266,13 @@ def test_restores_all_state_if_the_network_fails(cls: Any, x: Tensor, call: int)
     assert torch.is_grad_enabled()
 
 
-def test_train_mode_is_kept_and_warned_about_once(cls: Any, x: Tensor) -> None:
+def test_train_mode_is_warned_about_once(cls: Any, x: Tensor) -> None:
     model = make(WithBatchNorm).train()
-    model.norm.eval()
-    modes = [module.training for module in model.modules()]
     with pytest.warns(UserWarning, match=r"train mode.*model\.eval\(\)") as warned:
         result = cls(model, model.norm).attribute(x, 1)
     assert len(warned) == 1
     assert warned[0].filename == __file__, "the warning points at the caller"
     assert result.isfinite().all()
-    assert modes == [module.training for module in model.modules()]
 
 
 def test_a_layer_with_a_single_position_is_warned_about_once(cls: Any, x: Tensor) -> None:
@@ -299,18 +286,6 @@ def test_a_layer_with_a_single_position_is_warned_about_once(cls: Any, x: Tensor
 def test_a_layer_with_a_single_position_is_right_for_inputs_with_one() -> None:
     model = make()
     LayerScoreCAM(model, model.conv2).attribute(images(2, 3, 1, 1), 1)
-
-
-@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad, torch.inference_mode])
-def test_grad_modes_of_the_caller(cls: Any, x: Tensor, context: Any) -> None:
-    model = make()
-    expected = cls(model, model.conv2).attribute(x, 1)
-    with context():
-        given = x.clone()
-        enabled = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        result = cls(model, model.conv2).attribute(given, 1)
-        assert enabled == (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-    same(result, expected)
 
 
 def test_tensors_cached_by_the_model_stay_usable_by_autograd(cls: Any, x: Tensor) -> None:
@@ -328,29 +303,7 @@ def test_tensors_cached_by_the_model_stay_usable_by_autograd(cls: Any, x: Tensor
     assert model.conv2.weight.grad is not None
 
 
-def test_frozen_parameters(cls: Any, x: Tensor) -> None:
-    model = make()
-    expected = cls(model, model.conv2).attribute(x, 1)
-    frozen = make().requires_grad_(False)
-    same(cls(frozen, frozen.conv2).attribute(x, 1), expected)
-    assert not any(p.requires_grad for p in frozen.parameters())
-
-
 # ------------------------------------------------------------------------------------------------ dtype, layout, device
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_dtype_is_kept(cls: Any, x: Tensor, dtype: torch.dtype) -> None:
-    model = make().to(dtype)
-    result = cls(model, model.conv2).attribute(x.to(dtype), [0, 1, 2])
-    assert result.dtype is dtype
-    assert result.isfinite().all()
-    plain = make()
-    expected = cls(plain, plain.conv2).attribute(x, [0, 1, 2])
-    shown = expected.flatten(1).any(1)
-    assert shown.any()
-    similar = nn.functional.cosine_similarity(result.float().flatten(1), expected.flatten(1))[shown]
-    assert (similar > 0.95).all()
 
 
 def test_autocast_is_respected(cls: Any, x: Tensor) -> None:

@@ -13,7 +13,7 @@ import captum_fusion
 from captum_fusion.__main__ import main
 from captum_fusion.attr import catalog, gradient, region
 from captum_fusion.evaluation import evaluate
-from tests import test_contract
+from tests import test_contract, test_matrix
 from tests.docs_tables import GENERATED, ROOT, rewritten
 from tests.test_contract import x as x
 from tests.test_special_methods import test_the_catalogue_states_the_cost_of_a_method as check_cost
@@ -55,9 +55,14 @@ def _is_contract(function: Any) -> bool:
     return "cls" in inspect.signature(function).parameters and "cls" not in marks
 
 
-# The contract's own tests, collected here once more for the classes of this module.
+# The tests of the contract and of the matrix, collected here once more for the classes of this module.
 globals().update(
-    {name: value for name, value in vars(test_contract).items() if name.startswith("test_") and _is_contract(value)}
+    {
+        name: value
+        for module in (test_contract, test_matrix)
+        for name, value in vars(module).items()
+        if name.startswith("test_") and _is_contract(value)
+    }
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,11 @@ from torch import Tensor
 from captum_fusion import RISE, GuidedFusionCAM, LayerFusionCAM, metrics
 from captum_fusion import functional as F
 from captum_fusion.attr.fusion import single
-from tests.classes import CLASSES, options
+from tests.classes import CLASSES, few
 from tests.networks import FlatHead, Net, images, make
 from tests.test_evaluation import run, small
 
 NAN = float("nan")
-
-
-def few(cls: Any) -> dict[str, Any]:
-    """Options for few samples."""
-    return options(cls, n_samples=3, n_steps=2, n_iterations=3)
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-def test_a_nan_in_one_example_gives_nan_for_it_and_leaves_the_others(cls: Any) -> None:
-    model, x = make(FlatHead), images(3, 3, 8, 8)
-    x[1, 0, 3, 3] = NAN
-    attribution = partial(cls(model, model.relu2, **few(cls)).attribute, perturbations_per_eval=4)
-    attribution = attribution if "perturbations_per_eval" in cls.call_options else attribution.func
-    maps = attribution(x, [0, 1, 2])
-    maps = maps[0] if isinstance(maps, tuple) else maps
-    assert not maps[1].isfinite().all(), "what is not known is not shown as a map"
-    for i in (0, 2):
-        torch.testing.assert_close(maps[i : i + 1], attribution(x[i : i + 1], i))
 
 
 class BrokenHead(FlatHead):

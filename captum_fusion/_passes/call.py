@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -173,6 +174,21 @@ class Call:
         if len(self.inputs) > 1 or x.dim() != 3 or x.shape[0] not in (1, 3):
             return ""
         return f"; if the input of shape {tuple(x.shape)} is one picture, add a batch dimension: inputs.unsqueeze(0)"
+
+    @contextlib.contextmanager
+    def hinting(self) -> Iterator[None]:
+        """Add :meth:`batch_hint` to an error of the network in its first pass.
+
+        Raises:
+            ValueError: Instead of a RuntimeError, if there is a hint.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.batch_hint() or isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"inputs: {reason}{self.batch_hint()}") from error
 
     def in_chunks(
         self,

@@ -107,16 +107,10 @@ def _run(
 ) -> LayerPass:
     with grad_mode(gradients), hooks_enabled(), _check_hooks(layers, call.attribute_to_layer_input):
         inputs, arguments = copied(call.inputs), copied(call.arguments)
-        try:
+        with call.hinting():
             saved, raw = forward_with_layers(
                 call.forward_func, inputs, layers, arguments, call.attribute_to_layer_input, gradients
             )
-        except RuntimeError as error:
-            if not call.batch_hint() or isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise ValueError(
-                f"inputs: {(str(error).splitlines() or [type(error).__name__])[0]}{call.batch_hint()}"
-            ) from error
         _check_used(layers, saved)
         output = call.check_output(raw, call.examples, dims)
         call.check_target(output)

@@ -79,7 +79,7 @@ class Passes:
             rank = maskable_rank(call.inputs, mask_inputs)
 
             def clean() -> Tensor:
-                with grad_mode(False):
+                with grad_mode(False), call.hinting():
                     return call.forward(copied(tuple(x.detach() for x in call.inputs))).clone()
 
             output = call.remember("clean", clean, call.examples)

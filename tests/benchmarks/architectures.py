@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -379,7 +378,10 @@ def report(rows: Iterable[dict[str, Any]]) -> str:
     for family in dict.fromkeys(row["family"] for row in everything):
         chosen = [row for row in everything if row["family"] == family]
         works = sum(not row["error"] for row in chosen)
-        lines += [f"### {family[0].upper() + family[1:]}" if family[0] == "t" and family != "timm" else f"### {family}", ""]
+        lines += [
+            f"### {family[0].upper() + family[1:]}" if family[0] == "t" and family != "timm" else f"### {family}",
+            "",
+        ]
         lines += [f"{works} of {len(chosen)} work.", ""]
         lines += ["| network | input | layer | map | reshape | shared prefix | error |", "| --- " * 7 + "|"]
         for row in chosen:
