@@ -34,6 +34,8 @@ __all__ = [
     "Output",
     "RegionScore",
     "Similarity",
+    "detected_boxes",
+    "detr_detections",
     "predicted_region",
     "similar_classes",
 ]
@@ -312,6 +314,69 @@ class BoxScore(nn.Module):
         overlap = scores * box_iou(found["boxes"], box.to(found["boxes"])[None])[:, 0]
         nothing: Tensor = overlap.new_zeros(self.classes)
         return nothing.scatter_reduce(0, labels.long(), overlap, "amax", include_self=True)
+
+
+def detected_boxes(found: Sequence[Detections], target: Tensor | Sequence[int] | int) -> Tensor:
+    """The box of the target's best detection, for each example.
+
+    Args:
+        found (sequence of mappings): Detections of the original inputs, one mapping for each example.
+        target (int, sequence of int or Tensor): Target of each example.
+
+    Returns:
+        Tensor: x0, y0, x1, y1 in pixels, (N, 4), detached.
+
+    Raises:
+        ValueError: If the target is not detected in an example.
+
+    Examples::
+
+        >>> boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 4.0, 4.0]])
+        >>> found = {"boxes": boxes, "labels": torch.tensor([3, 3]), "scores": torch.tensor([0.2, 0.9])}
+        >>> detected_boxes([found], 3)
+        tensor([[1., 1., 4., 4.]])
+    """
+    targets = torch.as_tensor(target).expand(len(found)).tolist()
+    best = []
+    for i, (one, wanted) in enumerate(zip(found, targets, strict=True)):
+        scores = one["scores"].masked_fill(one["labels"] != wanted, -torch.inf)
+        if not scores.numel() or not scores.amax() > -torch.inf:
+            raise ValueError(f"target: class {wanted} is not detected in example {i}")
+        best.append(one["boxes"][scores.argmax()].detach())
+    return torch.stack(best)
+
+
+def detr_detections(output: Any, size: tuple[int, int]) -> list[dict[str, Tensor]]:
+    """The detections of DETR and its relatives, as :class:`BoxScore` needs them.
+
+    ``BoxScore(model, classes, functools.partial(detr_detections, size=(height, width)))`` explains HuggingFace's
+    ``DetrForObjectDetection``. Every query counts as one detection of each class.
+
+    Args:
+        output (mapping): ``"logits"``, (N, queries, classes + 1) with "no object" last, and ``"pred_boxes"``,
+            (N, queries, 4), centre and size as shares of the image.
+        size (tuple of int): Height and width of the images, in pixels.
+
+    Returns:
+        list[dict[str, Tensor]]: Boxes, labels and scores of each example.
+
+    Examples::
+
+        >>> output = {"logits": torch.zeros(1, 1, 2), "pred_boxes": torch.tensor([[[0.5, 0.5, 1.0, 0.5]]])}
+        >>> detr_detections(output, size=(8, 4))
+        [{'boxes': tensor([[0., 2., 4., 6.]]), 'labels': tensor([0]), 'scores': tensor([0.5000])}]
+    """
+    height, width = size
+    centre, extent = output["pred_boxes"].split(2, dim=2)
+    boxes = torch.cat([centre - extent / 2, centre + extent / 2], 2)
+    boxes = boxes * boxes.new_tensor([width, height, width, height])
+    scores = output["logits"].softmax(2)[..., :-1]
+    queries, classes = scores.shape[1:]
+    labels = torch.arange(classes, device=scores.device).repeat(queries)
+    return [
+        {"boxes": b.repeat_interleave(classes, 0), "labels": labels, "scores": s.flatten()}
+        for b, s in zip(boxes, scores, strict=True)
+    ]
 
 
 class Similarity(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,8 @@ from captum_fusion.targets import (
     Output,
     RegionScore,
     Similarity,
+    detected_boxes,
+    detr_detections,
     predicted_region,
     similar_classes,
 )
@@ -240,26 +243,53 @@ def test_a_detector_of_torchvision() -> None:
 
 
 def test_raw_heads_by_a_function() -> None:
-    """As DETR: boxes by centre and size, logits with a class "no object" at the end."""
-
     class Raw(nn.Module):
         def forward(self, x: Tensor) -> dict[str, Tensor]:
-            boxes = torch.tensor([[[0.25, 0.25, 0.5, 0.5]]]).expand(len(x), 1, 4)
-            return {"pred_boxes": boxes, "logits": x.mean((2, 3))[:, None]}
+            boxes = torch.tensor([[[0.25, 0.25, 0.5, 0.5], [0.5, 0.75, 1.0, 0.5]]]).expand(len(x), 2, 4)
+            return {"pred_boxes": boxes, "logits": torch.stack([x.mean((2, 3)), x[..., 0, 0]], 1)}
 
-    def detections(output: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        centre, size = output["pred_boxes"].split(2, dim=2)
-        boxes = 8 * torch.cat([centre - size / 2, centre + size / 2], 2)
-        probabilities = output["logits"].softmax(2)[..., :-1]
-        classes = torch.arange(probabilities.shape[2])
-        return [
-            {"boxes": b.repeat_interleave(len(classes), 0), "labels": classes.repeat(len(b)), "scores": p.flatten()}
-            for b, p in zip(boxes, probabilities, strict=True)
-        ]
+    x = images(2, 3, 8, 16)
+    detections = functools.partial(detr_detections, size=(8, 16))
+    boxes = torch.tensor([[0.0, 0.0, 8.0, 4.0], [0.0, 4.0, 16.0, 8.0]])
+    found = BoxScore(Raw(), classes=2, detections=detections)(x, boxes)
+    expected = torch.stack([x[0].mean((1, 2)).softmax(0)[:2], x[1, :, 0, 0].softmax(0)[:2]])
+    same(found, expected)  # the boxes do not overlap, so each example has one query
 
-    x = images(2, 3, 8, 8)
-    found = BoxScore(Raw(), classes=2, detections=detections)(x, torch.tensor([[0.0, 0.0, 4.0, 4.0]]).repeat(2, 1))
-    same(found, x.mean((2, 3)).softmax(1)[:, :2])
+
+def test_detr_of_huggingface() -> None:
+    transformers = pytest.importorskip("transformers")
+    backbone = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=["stage4"]
+    )
+    sizes = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_queries": 5, "num_labels": 4}
+    sizes |= {f"{part}_layers": 1 for part in ("encoder", "decoder")}
+    sizes |= {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.DetrConfig(use_timm_backbone=False, backbone=None, backbone_config=backbone, **sizes)
+        model = transformers.DetrForObjectDetection(config).eval()
+    x, score = images(1, 3, 64, 96), BoxScore(model, 4, functools.partial(detr_detections, size=(64, 96)))
+    with torch.no_grad():
+        output = model(x)
+        box = detected_boxes(score.detections(output), 2)
+    best = output.logits.softmax(2)[0, :, 2].amax()
+    assert score(x, box)[0, 2] >= best - 1e-6, "the best query's own box"
+    layer = next(module for name, module in model.named_modules() if name.endswith("encoder.stages.3"))
+    attribution = LayerGradCam(score, layer).attribute(x, 2, additional_forward_args=box)
+    assert attribution.shape == (1, 1, 2, 3)
+    assert attribution.abs().amax() > 0
+
+
+def test_detected_boxes() -> None:
+    x = torch.zeros(2, 3, 8, 8)
+    x[:, :, 4:, 4:] = 0.8
+    found = Bright()(list(x))
+    same(detected_boxes(found, [1, 2]), torch.tensor([[0.0, 0, 4, 4], [4, 4, 8, 8]]))
+    with pytest.raises(ValueError, match="target: class 3 is not detected in example 1"):
+        detected_boxes(found, [1, 3])
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "scores": torch.zeros(0)}
+    with pytest.raises(ValueError, match="target: class 1 is not detected in example 0"):
+        detected_boxes([nothing], 1)
 
 
 @pytest.mark.parametrize(
