@@ -259,6 +259,15 @@ def test_product_and_mean_of_the_maps_of_several_layers() -> None:
             formula([], (8, 8))
 
 
+def test_product_is_torchcams_refine_cam() -> None:
+    methods = pytest.importorskip("torchcam.methods")
+    if not hasattr(methods, "RefineCAM"):
+        pytest.skip("this torchcam has no RefineCAM")
+    maps = list(torch.rand(3, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)))
+    theirs = methods.RefineCAM.fuse_cams([single[:, 0].clone() for single in maps])
+    torch.testing.assert_close(F.product_map(maps, (6, 6))[:, 0], theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_similarity_fusion_by_hand() -> None:
     fused, similarity = F.similarity_fusion(torch.tensor([0.5, 1.0, 0.75, 3.0]), torch.tensor([0.5, 0.0, 0.25, 0.0]))
     close(similarity, [1.0, 0.0, 0.5, 0.0])

@@ -96,6 +96,22 @@ def test_grad_cam_of_a_contrast_is_a_contrast_of_grad_cams() -> None:
     same(found, grad_cam.attribute(x, [0, 3]) - 0.7 * rest)
 
 
+def test_contrast_is_torchcams_finer_cam() -> None:
+    methods = pytest.importorskip("torchcam.methods")
+    if not hasattr(methods, "FinerCAM"):
+        pytest.skip("this torchcam has no FinerCAM")
+    model, x, target = make(FlatHead), images(2, 3, 8, 8), [1, 3]
+    with methods.FinerCAM(model, "relu2", gamma=0.6, num_references=2) as extractor:
+        [theirs] = extractor(class_idx=target, scores=model(x), normalized=False)
+    contrast = Contrast(model, gamma=0.6)
+    others = similar_classes(model(x), target, number=2)
+    ours = LayerGradCam(contrast, model.relu2).attribute(
+        x, target, additional_forward_args=others, relu_attributions=True
+    )
+    same(ours[:, 0].detach(), theirs.detach())
+    assert ours.abs().amax() > 0
+
+
 def test_other_classes_follow_their_example() -> None:
     model, x, others = make(), images(2, 3, 8, 8), torch.tensor([[1], [2]])
     contrast = Contrast(model)
