@@ -155,12 +155,14 @@ def _sizes(model: nn.Module, names: Sequence[str], probe: Tensor) -> dict[str, t
 
     def note(name: str, output: Any) -> None:
         if isinstance(output, Tensor) and output.dim() >= 3:
-            flat = output[0].flatten(1)
+            reshape = reshapes[name]
+            flat = (output if reshape is None else reshape(output))[0].flatten(1)
             sizes[name] = int((flat.amax(1) > flat.amin(1)).sum()), flat.shape[1]
 
+    modules = {name: layers.find_layer(model, name) for name in names}
+    reshapes = {name: layers.reshape_of(model, module, probe) for name, module in modules.items()}
     handles = []
-    for name in names:
-        module = layers.find_layer(model, name)
+    for name, module in modules.items():
         handles.append(module.register_forward_hook(lambda _, args, output, name=name: note(name, output)))
     try:
         with torch.no_grad():
