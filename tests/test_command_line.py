@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 
 from captum_fusion.__main__ import main
-from captum_fusion._commands.explain import open_image
+from captum_fusion._commands.explain import open_image, plan
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.demo import digits, photographs
 from captum_fusion.evaluation import METRICS as MEASURES
 from tests.networks import TupleLayer, make
+from tests.test_layers import Transformer
 
 SCENE = next(scene for scene in digits.load_scenes() if len(scene.labels) == 2)
 PICTURE = str(digits.scene_path(SCENE.name))
@@ -695,6 +696,26 @@ def test_a_long_run_is_announced(
     assert int(seconds) == round((int(samples) + 2) * 2 / 60)
     assert grad_cam(tmp_path, PICTURE) == 0
     assert "at most" not in capsys.readouterr().out, "a short run is not"
+
+
+@pytest.mark.parametrize(
+    ("options", "samples"),
+    [("preset=fast", 61), ("preset=best", 517), ("region_method=regression-cam", 517), ("region_method=grad-cam++", 5)],
+)
+def test_the_announced_cost_knows_presets_and_components(
+    options: str, samples: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captum_fusion._commands.explain.cost._WORTH_TIMING", 0)
+    monkeypatch.setattr("captum_fusion._commands.explain.cost._seconds_of_a_sample", lambda plan, probe: 2.0)
+    assert explain(tmp_path, PICTURE, *DIGITS, "--method", f"fusion-cam:{options}", "--target", "four") == 0
+    said = capsys.readouterr().out
+    assert f"at most {samples} forward samples, about" in said
+    assert "costs less" not in said
+
+
+def test_the_channels_of_tokens_are_not_their_positions() -> None:
+    model, inputs = Transformer(2).eval(), torch.rand(1, 3, 32, 32)
+    assert plan._sizes(model, ["patches", "blocks.1.norm1"], inputs) == {"patches": (8, 64), "blocks.1.norm1": (8, 64)}
 
 
 def test_one_bar_counts_the_samples_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

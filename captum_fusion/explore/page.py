@@ -254,7 +254,8 @@ class Page:
             return text.note("The two classes are the same; choose another one to compare with.", error=True)
         question = Question(int(target), None if rival in (None, -1) else int(rival), layer)
         wanted, waiting = self._affordable(picture, question, recipes[:PANELS], most)
-        total = sum(known[0].forward_samples + known[0].layer_samples for _, known in wanted if known)
+        new = [known[0] for recipe, known in wanted if known and not self.session.has(picture, question, recipe)]
+        total = sum(one.forward_samples + one.layer_samples for one in new)
         watch = Watch(_reporter(progress, max(1, int(total))), is_cancelled)
         done, failures = [], []
         try:
