@@ -108,11 +108,8 @@ def test_example_maps_show_where_the_objects_are(tmp_path: Path) -> None:
         data = [Example("a", images(1, 3, 16, 16)[0], (1,), regions)]
         run(tmp_path, data, explain="label", methods=["grad-cam"], metrics=["complexity"], pictures=1)
         page = (tmp_path / "index.html").read_text()
-        (file,) = [
-            file
-            for file in (tmp_path / "maps").iterdir()
-            if base64.b64encode(file.read_bytes()).decode() in page
-        ]  # fmt: skip
+        drawn = (tmp_path / "maps").iterdir()
+        file = next(file for file in drawn if base64.b64encode(file.read_bytes()).decode() in page)
         pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
         return bool((np.abs(pixels - (0x7D, 0xF9, 0xFF)).max(2) < 20).any()), file.name
 
