@@ -73,6 +73,18 @@ def test_dead_layer_gives_zeros(cls: Any, value: float) -> None:
         assert (result == 0).all(), "without activations there is no attribution"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapley_values_of_a_score_that_does_not_change_are_zero(dtype: torch.dtype) -> None:
+    """Rounding noise of the scores would be shown as a map once it is normalised."""
+    model = make(FlatHead).to(dtype)
+    with torch.no_grad():
+        model.conv1.weight.zero_()  # every position has its channel's mean, by which Shap-CAM replaces it
+        model.head.weight.mul_(20)
+    method, x = LayerShapCAM(model, model.relu1), images(2, 3, 8, 8).to(dtype)
+    assert (method.attribute(x, [0, 3]) == 0).all()
+    assert (method.attribute(x, [0, 3], baselines=0) != 0).any()
+
+
 def test_one_dead_example_among_live_ones(cls: Any) -> None:
     model, x = make(), images(3, 3, 8, 8)
     with torch.no_grad():

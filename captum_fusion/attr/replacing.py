@@ -445,6 +445,11 @@ class LayerShapCAM(ReplacedCAM):
             dim=2
         )
         values = gains.gather(2, ranks.expand(number, -1, -1))
+        known = torch.cat([scores, full[:, :, 0]], 1)
+        rounding = known.amax(1) - known.amin(1) <= formulas.FLOOR * known.abs().amax(
+            1
+        )  # no position changes the score
+        values = torch.where(rounding[:, None, None], 0.0, values)
         mean = values.mean(1)
         error = values.std(1) / self.n_samples**0.5 if self.n_samples > 1 else torch.full_like(mean, math.nan)
         shape = (number, 1, *size)

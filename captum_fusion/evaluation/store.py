@@ -206,9 +206,12 @@ class Store:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._lock.release()
+        try:
+            if self._file is not None:
+                with contextlib.suppress(OSError):  # what could not be written, append has already raised
+                    self._file.close()
+        finally:
+            self._lock.release()
 
     @staticmethod
     def _cut_unfinished(file: BinaryIO) -> None:
