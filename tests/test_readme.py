@@ -1,4 +1,4 @@
-"""What README shows is what happens."""
+"""What README and the first page of the site show is what happens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 
 from captum_fusion.__main__ import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
 
 
-def block(language: str, number: int = 0) -> str:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)[number]
+def block(language: str, number: int = 0, page: str = "README.md") -> str:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)[number]
 
 
 @pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require")
@@ -31,7 +32,7 @@ def test_the_demo_prints_what_is_shown(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["demo"]) == 0
-    printed, shown = capsys.readouterr().out, block("text")
+    printed, shown = capsys.readouterr().out, block("text", page="docs/getting_started.md")
     number = r"[0-9.]+"
     assert re.split(number, printed) == re.split(number, shown)
     numbers = [[float(each) for each in re.findall(r"[0-9]+(?:\.[0-9]+)?", text)] for text in (printed, shown)]
