@@ -458,6 +458,7 @@ def serve(session: Session, examples: Sequence[Example], specs: Sequence[str] = 
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     usual: dict[str, Any] = {
         "show_error": True, "max_file_size": LARGEST, "footer_links": [], "quiet": True, "ssr_mode": False,
+        "height": 900,
         "theme": theme, "css": text.CSS,
     }  # fmt: skip
     blocks.launch(**{**usual, **launch})

@@ -22,7 +22,7 @@ CSS = """
 .cf-maps .image-frame img { max-height: 420px; object-fit: contain; }
 #examples .grid-wrap { min-height: 0; max-height: 200px; }
 #examples .grid-container {
-    grid-template-columns: repeat(auto-fill, minmax(52px, 1fr)); grid-template-rows: none; grid-auto-rows: auto;
+    grid-template-columns: repeat(auto-fill, minmax(44px, 1fr)); grid-template-rows: none; grid-auto-rows: auto;
 }
 .cf-scroll { overflow-x: auto; }
 .cf-scroll table.cf-table {
