@@ -8,6 +8,7 @@ docs/robustness.md. A condition calls ``explain(model, layer, x, target)``, whic
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +95,8 @@ def cell(condition: Condition, explain: Explain) -> Cell:
     except Exception as error:
         if condition.says is not None and re.search(condition.says, str(error), re.IGNORECASE):
             return Cell("error", error=error)
-        return Cell("fails", f"`{type(error).__name__}: {str(error)[:40].strip()}`".replace("\n", " "), error)
+        message = textwrap.shorten(str(error), 40, placeholder=" …")
+        return Cell("fails", f"`{type(error).__name__}: {message}`", error)
 
 
 def ours(cls: Any) -> Explain:

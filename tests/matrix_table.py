@@ -1,7 +1,8 @@
 """The table of docs/robustness.md: this package and its peers under the conditions of tests/matrix.py.
 
 ``python -m tests.matrix_table`` prints the table for this package. ``--peers`` adds captum's Grad-CAM and the libraries
-of the extra ``benchmark`` (``pip install -e ".[benchmark]"``), and ``--write`` puts the table into the page.
+of the extra ``benchmark`` (``pip install -e ".[test,benchmark]"``), and ``--write`` puts this larger table into the
+page.
 """
 
 from __future__ import annotations
