@@ -21,6 +21,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "captum_fusion"
+html_extra_path = ["llms.txt"]  # a summary for language models
 templates_path: list[str] = []
 
 nb_execution_mode = "off"  # tutorials keep their stored outputs

@@ -107,6 +107,18 @@ def test_every_message_of_the_troubleshooting_page_exists() -> None:
         assert message in sources, message
 
 
+def test_every_link_between_the_pages_exists() -> None:
+    for page in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "docs" / "llms.txt",
+        *(ROOT / "docs").glob("*.md"),
+    ):
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
 def test_the_contributors_guide_has_every_base() -> None:
     section = read("CONTRIBUTING.md").partition("### Which base do I need?")[2].partition("\n#")[0]
     named = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
