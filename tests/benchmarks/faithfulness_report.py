@@ -176,7 +176,7 @@ def price_figure(values: Values, methods: Sequence[str], samples: Callable[[str]
             mean, low, high = interval(values.over_networks(method, metric, difference=True))
             ours = method in (*PRESETS, "cell regression", "Fusion-CAM, 128 cell masks")
             axes.errorbar(
-                samples(method), mean, [[mean - low], [high - mean]], marker="o" if ours else "s", capsize=2,
+                samples(method), mean, [[mean - low], [high - mean]], marker="oD^vsPX*<>"[i % 10], capsize=2,
                 color=f"C{i % 10}", label=method, markerfacecolor=f"C{i % 10}" if ours else "white",
             )  # fmt: skip
         axes.set_xscale("log")
