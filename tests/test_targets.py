@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import pickle
+import sys
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from captum_fusion.targets import (
     similar_classes,
 )
 from tests.networks import FlatHead, Net, images, make
+from tests.test_docs_code import blocks
 
 
 def same(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
@@ -348,6 +351,38 @@ def test_maps_of_a_similarity() -> None:
     method = LayerFusionCAM(score, model.relu2, score_fn=score.score_fn)
     both = method.attribute(x, [0, 1])
     same(both[1:], method.attribute(x[1:], 1))
+
+
+def test_prompts_of_clip() -> None:
+    """The page on targets, with a small network: the scores are CLIP's own."""
+    transformers = pytest.importorskip("transformers")
+    [code] = [block for block in blocks("targets.md") if "transformers" in block]
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={**small, "vocab_size": 100, "eos_token_id": 99},
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        clip = transformers.CLIPModel(config).eval()
+    tokens = torch.tensor([[1, 5, 99], [1, 7, 99]])
+    prompts = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "pixel_values": images(1, 3, 32, 32)}
+    fakes = SimpleNamespace(
+        CLIPModel=SimpleNamespace(from_pretrained=lambda name: clip),
+        CLIPProcessor=SimpleNamespace(from_pretrained=lambda name: lambda **options: prompts),
+    )
+    names: dict[str, Any] = {
+        "torch": torch,
+        "Similarity": Similarity,
+        "LayerFusionCAM": LayerFusionCAM,
+        "picture": None,
+    }
+    with mock.patch.dict(sys.modules, {"transformers": fakes}):
+        exec(compile(code, "targets.md", "exec"), names)
+    same(names["similarity"](prompts["pixel_values"]), clip(**prompts).logits_per_image)
+    assert names["attribution"].shape == (1, 1, 32, 32)
+    assert names["attribution"].amax() == 1
 
 
 def test_errors_of_similarities() -> None:
