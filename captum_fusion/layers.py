@@ -80,7 +80,7 @@ def default_layer(model: nn.Module, *inputs: Tensor) -> DefaultLayer:
     Returns:
         DefaultLayer: Dotted name, module and reshape, for example ``("layer4", ..., None)`` for a ResNet,
         ``("features", ..., None)`` for VGG, MobileNet and SqueezeNet,
-        ``("encoder.layers.encoder_layer_11.ln_1", ..., TokenGrid())`` for ViT-B.
+        ``("encoder.layers.encoder_layer_11.ln_1", ..., TokenGrid(prefix=1))`` for ViT-B.
 
     Raises:
         ValueError: If there is no such layer. If a layer returns tokens without a known grid, the message shows how
@@ -220,7 +220,7 @@ class _Trace:
 
 
 def _normalized(module: nn.Module) -> tuple[int, ...]:
-    """The last dimensions that a layer or RMS norm of any library normalises; () for other modules."""
+    """The last dimensions that a norm with ``normalized_shape`` normalises; () for other modules."""
     shape = getattr(module, "normalized_shape", ())
     return tuple(shape) if isinstance(shape, (tuple, list)) else ()
 
@@ -262,7 +262,8 @@ def _stages(trace: _Trace) -> list[_Stage]:
         if module is not trace.model and any(isinstance(part, _CONVOLUTIONS) for part in module.modules())
     }
     # The only convolution of a vision transformer splits the image into patches.
-    if trace.channels_last and sum(isinstance(module, _CONVOLUTIONS) for module in convolutional) == 1:
+    has_tokens = any(len(shape) > 2 for shape in trace.channels_last)
+    if has_tokens and sum(isinstance(module, _CONVOLUTIONS) for module in convolutional) == 1:
         return []
     stages, shapes = [], {shape for _, shape in trace.steps}
     tokens = {shape for shape in shapes if len(shape) == 3 and _reshape_of(shape, trace.grids) is not None}
@@ -422,8 +423,7 @@ class TokenGrid:
 
     def __repr__(self) -> str:
         given = {"height": self.height, "width": self.width, "prefix": self.prefix}
-        usual = {"height": None, "width": None, "prefix": 1}
-        return f"TokenGrid({', '.join(f'{key}={value}' for key, value in given.items() if value != usual[key])})"
+        return f"TokenGrid({', '.join(f'{key}={value}' for key, value in given.items() if value is not None)})"
 
     def _size(self, tokens: Tensor) -> tuple[int, int]:
         cells = tokens.shape[1] - self.prefix if tokens.dim() == 3 else 0

@@ -327,7 +327,7 @@ def detected_boxes(found: Sequence[Detections], target: Tensor | Sequence[int] |
         Tensor: x0, y0, x1, y1 in pixels, (N, 4), detached.
 
     Raises:
-        ValueError: If the target is not detected in an example.
+        ValueError: If the target is not detected in an example, or there are not as many targets as examples.
 
     Examples::
 
@@ -336,9 +336,11 @@ def detected_boxes(found: Sequence[Detections], target: Tensor | Sequence[int] |
         >>> detected_boxes([found], 3)
         tensor([[1., 1., 4., 4.]])
     """
-    targets = torch.as_tensor(target).expand(len(found)).tolist()
+    targets = torch.as_tensor(target).flatten()
+    if len(targets) not in (1, len(found)):
+        raise ValueError(f"target must be one class or {len(found)}, one for each example, not {len(targets)}")
     best = []
-    for i, (one, wanted) in enumerate(zip(found, targets, strict=True)):
+    for i, (one, wanted) in enumerate(zip(found, targets.expand(len(found)).tolist(), strict=True)):
         scores = one["scores"].masked_fill(one["labels"] != wanted, -torch.inf)
         if not scores.numel() or not scores.amax() > -torch.inf:
             raise ValueError(f"target: class {wanted} is not detected in example {i}")

@@ -20,6 +20,7 @@ from captum_fusion._commands.explain import open_image, plan
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.demo import digits, photographs
 from captum_fusion.evaluation import METRICS as MEASURES
+from captum_fusion.layers import TokenGrid
 from tests.networks import TupleLayer, make
 from tests.test_layers import Transformer
 
@@ -715,7 +716,8 @@ def test_the_announced_cost_knows_presets_and_components(
 
 def test_the_channels_of_tokens_are_not_their_positions() -> None:
     model, inputs = Transformer(2).eval(), torch.rand(1, 3, 32, 32)
-    assert plan._sizes(model, ["patches", "blocks.1.norm1"], inputs) == {"patches": (8, 64), "blocks.1.norm1": (8, 64)}
+    reshapes = {"patches": None, "blocks.1.norm1": TokenGrid(prefix=2)}
+    assert plan._sizes(model, reshapes, inputs) == {"patches": (8, 64), "blocks.1.norm1": (8, 64)}
 
 
 def test_one_bar_counts_the_samples_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

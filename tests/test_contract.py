@@ -17,7 +17,7 @@ from captum.attr import Attribution, LayerAttribution, NoiseTunnel, Perturbation
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 
-from captum_fusion import LayerAugmentedGradCAM, LayerScoreCAM
+from captum_fusion import LayerAugmentedGradCAM, LayerFusionCAM, LayerScoreCAM
 from captum_fusion.metrics import explanation_func, to_input_shape
 from tests.classes import (
     CLASS_AGNOSTIC,
@@ -281,6 +281,18 @@ def test_a_layer_with_a_single_position_is_warned_about_once(cls: Any, x: Tensor
         cls(model, model.pool).attribute(x, 1)
     assert len(warned) == 1
     assert warned[0].filename == __file__, "the warning points at the caller"
+
+
+def test_the_warning_of_a_single_position_points_at_the_caller(x: Tensor) -> None:
+    model = make()
+    fusion = LayerFusionCAM(model, model.relu2, region_method=LayerScoreCAM(model, model.pool))
+    for call in (
+        lambda: LayerScoreCAM(model, model.pool).attribute_targets(x, [1, 2]),
+        lambda: fusion.attribute(x, 1),
+    ):
+        with pytest.warns(UserWarning, match="has a single position") as warned:
+            call()
+        assert {warning.filename for warning in warned} == {__file__}
 
 
 def test_a_layer_with_a_single_position_is_right_for_inputs_with_one() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import itertools
+import random
+import sys
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -237,6 +240,25 @@ def test_a_search_belongs_to_a_network_and_a_kind_of_sample() -> None:
     del model, pace
     gc.collect()
     assert gone() is None
+
+
+def test_threads_may_share_a_search() -> None:
+    pace = TimedPace(torch.zeros(1, 3, 8, 8))
+
+    def search() -> None:
+        for _ in range(300):
+            start, layout = pace.next(0)
+            pace.record(start, layout, random.random())
+            pace._trials = pace._trials or pace._layouts * 2  # it never ends
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for found in [pool.submit(search) for _ in range(4)]:
+                found.result()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize("how", ["deterministic", "given"])

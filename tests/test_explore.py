@@ -147,6 +147,11 @@ def test_the_cost_is_what_a_method_takes(session: Session, picture: Picture, rec
     assert found.forward_samples == pytest.approx(known[0].forward_samples, abs=6)  # a group may be empty
 
 
+def test_a_union_of_another_region_has_its_own_gradient_map() -> None:
+    assert cost("union-cam:region_method=score-cam", 10, 4) == cost("union-cam", 10, 4) == Cost(15.0, 1.0)
+    assert cost("union-cam:region_method=rise", 10, 4) == Cost(4006.0, 1.0)
+
+
 @pytest.mark.parametrize(("spec", "samples"), [(PRESETS[0], 61), (PRESETS[1], 517)])
 def test_presets_have_their_cost_and_take_components(
     session: Session, picture: Picture, spec: str, samples: int
@@ -451,6 +456,29 @@ def test_networks_of_every_origin() -> None:
     assert sources.of_any(loaded, None, preprocess)[0].preprocess(load_image(SCENE)).shape == (1, 3, 24, 32)
     with pytest.raises(TypeError, match="preprocess must return a tensor, not str"):
         sources.of_any(net, None, lambda image: "no")[0].preprocess(load_image(SCENE))
+
+
+def test_a_network_with_windows_of_attention_is_explored() -> None:
+    """Windows are no grid, so these layers are not offered."""
+
+    class Windows(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 4, 5, 1).reshape(len(x), -1, 16, x.shape[1])
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.windows = torch.nn.Conv2d(3, 8, 4, stride=4), Windows()
+            self.inner, self.head = torch.nn.LayerNorm(8), torch.nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.inner(self.windows(self.conv(x))).mean((1, 2)))
+
+    def preprocess(image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(image.resize((48, 48)))).permute(2, 0, 1) / 255
+
+    session = Session(*sources.of_any(Net().eval(), None, preprocess), "conv")
+    assert set(session.layers) == {"conv"}
 
 
 @pytest.mark.parametrize("layer", [None, "blocks.0"])

@@ -429,3 +429,10 @@ def test_hooks_are_removed_if_the_network_fails() -> None:
     with pytest.raises(RuntimeError):
         default_layer(model, torch.rand(1, 7, 8, 8))
     assert hooks_on(model) == 0
+
+
+def test_a_norm_of_features_makes_no_transformer() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 2)
+    )
+    assert default_layer(net.eval(), torch.rand(1, 3, 8, 8)).name == "0"

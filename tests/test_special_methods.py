@@ -446,7 +446,7 @@ def test_seeds(build: Any) -> None:
     state = torch.get_rng_state()
     first = build(model, 0).attribute(x, 1)
     torch.manual_seed(12345)
-    same(build(model, 0).attribute(x, 1), first, tolerance=1e-7)
+    same(build(model, 0).attribute(x, 1), first, tolerance=2e-6)
     assert not torch.allclose(build(model, 1).attribute(x, 1), first, atol=1e-6), "another seed gives other samples"
     twice = build(model, 0).attribute(x[[1, 1]], 1)
     same(twice[0], twice[1], tolerance=1e-6)

@@ -94,3 +94,12 @@ def test_a_folder_gives_back_what_was_written(tmp_path: Path) -> None:
     with (tmp_path / "rank-0.jsonl").open("ab") as file:
         file.write(b'not JSON\n{"model": "net"}\n[1]\n' + json.dumps({**ROW, "image": "cut"}).encode())
     assert list(Store(tmp_path).rows()) == sorted(given, key=key_of)
+
+
+def test_a_store_that_could_not_be_opened_can_be_opened_later(tmp_path: Path) -> None:
+    (tmp_path / "rank-0.jsonl").mkdir()
+    with pytest.raises(ValueError, match="could not be written"), Store(tmp_path):
+        pass
+    (tmp_path / "rank-0.jsonl").rmdir()
+    with Store(tmp_path) as store:
+        store.append([{**ROW, "value": 1.0}])

@@ -309,6 +309,8 @@ def test_detected_boxes() -> None:
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "scores": torch.zeros(0)}
     with pytest.raises(ValueError, match="target: class 1 is not detected in example 0"):
         detected_boxes([nothing], 1)
+    with pytest.raises(ValueError, match="target must be one class or 2, one for each example, not 3"):
+        detected_boxes(found, [1, 1, 1])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captum_fusion._captum import LayerTensors, device_order, forward_with_layers, gather_devices
 from captum_fusion._passes.call import Call, copied
-from captum_fusion._passes.modes import grad_mode, hooks_enabled
+from captum_fusion._passes.modes import grad_mode, hooks_enabled, stack_level
 
 _NO_GRADIENT = (
     "layer: no gradient of the target's output reaches it. Either the output does not depend on it, or a later part of "
@@ -177,7 +177,7 @@ def warn_if_one_position(call: Call, layers: list[nn.Module], evaluations: list[
             warnings.warn(
                 f"layer: {_where(call, layer)} has a single position, so its map is flat and shows nothing; choose a "
                 "layer before the pooling (layers.default_layer(model, inputs) finds one)",
-                stacklevel=5,
+                stacklevel=stack_level(),
             )
 
 

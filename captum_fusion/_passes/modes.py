@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import captum
 import torch
 from torch import nn
 
@@ -32,6 +35,9 @@ def no_inference_mode() -> contextlib.AbstractContextManager[None]:
 
 _LOCK = threading.RLock()
 
+#: Folders of this package and of captum.
+_INSIDE = tuple(str(Path(file).parent) + os.sep for file in (Path(__file__).parent, captum.__file__))
+
 
 def exclusive() -> contextlib.AbstractContextManager[Any]:
     """One pass at a time: hooks on a network would fire in the passes of other threads."""
@@ -48,6 +54,14 @@ def hooks_enabled() -> Iterator[None]:
         yield
 
 
+def stack_level() -> int:
+    """The ``stacklevel`` of a warning that points at the first code outside this package and captum."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def warn_if_training(forward_func: Any, layer: Layer) -> bool:
     """Return whether the model is in train mode, and warn if it is."""
     known = forward_func if isinstance(forward_func, nn.Module) else layer
@@ -58,6 +72,6 @@ def warn_if_training(forward_func: Any, layer: Layer) -> bool:
         warnings.warn(
             "the model is in train mode: further passes update its batch-norm statistics, and dropout makes its scores "
             "random; call model.eval() before attribute()",
-            stacklevel=5,
+            stacklevel=stack_level(),
         )
     return training

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
+import threading
 import time
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -138,22 +139,25 @@ class TimedPace:
         self._best = (float("inf"), self._size, self._layouts[0])
         self._misses = 0
         self.ran_out_of_memory = False
+        self._lock = threading.RLock()  # threads that explain one network share its search
 
     def now(self) -> float:
         return now(self._device)
 
     def next(self, start: int) -> tuple[int, torch.memory_format]:
-        if self._trials:
-            return start + self._size, self._trials[0]
-        return start + min(self._best[1], self._limit), self._best[2]
+        with self._lock:
+            if self._trials:
+                return start + self._size, self._trials[0]
+            return start + min(self._best[1], self._limit), self._best[2]
 
     def record(self, samples: int, layout: torch.memory_format, seconds: float) -> None:
-        if not self._trials or samples != self._size or layout is not self._trials[0]:
-            return
-        self._trials.pop(0)
-        self._times[layout] = min(self._times.get(layout, float("inf")), seconds / samples)
-        if not self._trials:
-            self._settle()
+        with self._lock:
+            if not self._trials or samples != self._size or layout is not self._trials[0]:
+                return
+            self._trials.pop(0)
+            self._times[layout] = min(self._times.get(layout, float("inf")), seconds / samples)
+            if not self._trials:
+                self._settle()
 
     def _settle(self) -> None:
         layout = min(self._times, key=lambda candidate: self._times[candidate])
@@ -168,6 +172,10 @@ class TimedPace:
 
     def recover(self, error: RuntimeError, samples: int, layout: torch.memory_format) -> bool:
         """Whether to retry the same samples, in smaller chunks or in the contiguous layout."""
+        with self._lock:
+            return self._recover(error, samples, layout)
+
+    def _recover(self, error: RuntimeError, samples: int, layout: torch.memory_format) -> bool:
         if isinstance(error, torch.OutOfMemoryError):
             self.ran_out_of_memory = True
             if samples == 1:

@@ -400,7 +400,7 @@ class LayerFusionCAM(_Fusion):
             gradient map is the fusion of all methods but the last.
 
         Raises:
-            ValueError: If there are fewer than two methods.
+            ValueError: If there are fewer than two methods, or ``max_evaluations`` is given.
             TypeError: If a method has no ``attribute``, or if ``options`` contains another option.
 
         Examples::

@@ -75,6 +75,9 @@ def cost(text: str, channels: int, positions: int) -> Cost | None:
             return None
         total += own
         clean += "layer" in inspect.signature(METHODS[component].cls.__init__).parameters
+    if "gradient_method" not in names:  # the fusion's own gradient map
+        total += Cost(1.0, 1.0)
+        clean += 1
     if clean == 2:  # one pass gives the layer's outputs and gradients to both
         both = total.backward_samples > 1
         total += Cost(-1.0, -1.0 if both else 0.0)

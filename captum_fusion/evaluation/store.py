@@ -190,17 +190,20 @@ class Store:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Store:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-            self._file = self._path.open("ab+")
-        except Timeout as error:
-            raise ValueError(
-                f"output: another run is writing to {self.folder.parent}; wait for it or choose another folder"
-            ) from error
-        except OSError as error:
-            raise ValueError(f"output: {self._path} could not be written ({error})") from error
-        self._cut_unfinished(self._file)
+        with contextlib.ExitStack() as undo:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire()
+                undo.callback(self._lock.release)
+                self._file = undo.enter_context(self._path.open("ab+"))
+            except Timeout as error:
+                raise ValueError(
+                    f"output: another run is writing to {self.folder.parent}; wait for it or choose another folder"
+                ) from error
+            except OSError as error:
+                raise ValueError(f"output: {self._path} could not be written ({error})") from error
+            self._cut_unfinished(self._file)
+            undo.pop_all()
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""The page, with Gradio: components, what happens when they change, and what belongs to a visitor."""
+"""The page, with Gradio: what happens when its components change, and what belongs to a visitor."""
 
 from __future__ import annotations
 

@@ -214,18 +214,26 @@ class Session:
         return outputs, {name: (end - time) / (end - start) for name, time in ends.items()}
 
     def _reshapes_of(self, outputs: Mapping[str, Tensor], probe: Tensor) -> dict[str, Any]:
-        """How to convert the outputs of layers to maps, where they are tokens. It depends on the output's shape."""
+        """How to convert the outputs of layers to maps, where they are tokens. It depends on the output's shape.
+
+        Layers without an entry cannot be converted, such as windows of attention.
+        """
         found: dict[torch.Size, Any] = {}
-        if not any(isinstance(module, (nn.LayerNorm, nn.RMSNorm)) for module in self.model.modules()):
-            return {}
+        refused: set[torch.Size] = set()
+        if not any(hasattr(module, "normalized_shape") for module in self.model.modules()):
+            return dict.fromkeys(outputs)
         for name, output in outputs.items():
-            if output.shape not in found:
-                found[output.shape] = layers.reshape_of(self.model, layers.find_layer(self.model, name), probe)
-        return {name: found[output.shape] for name, output in outputs.items()}
+            if output.shape not in found and output.shape not in refused:
+                try:
+                    found[output.shape] = layers.reshape_of(self.model, layers.find_layer(self.model, name), probe)
+                except ValueError:
+                    refused.add(output.shape)
+        return {name: found[output.shape] for name, output in outputs.items() if output.shape in found}
 
     def _maps(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The outputs that are maps, or can be converted to maps, with several positions, (N, channels, H, W)."""
-        reshapes = ((name, output, self._reshapes.get(name)) for name, output in outputs.items())
+        known = ((name, output) for name, output in outputs.items() if name in self._reshapes)
+        reshapes = ((name, output, self._reshapes[name]) for name, output in known)
         maps = {name: output if reshape is None else reshape(output) for name, output, reshape in reshapes}
         return {name: found for name, found in maps.items() if found.dim() == 4 and min(found.shape[2:]) > 1}
 

@@ -218,6 +218,6 @@ def product_map(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
 
 def _comparable(maps: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
     """The maps at one size and in [0, 1], on the device of the first."""
-    if not maps:
+    if len(maps) == 0:
         raise ValueError("maps must have at least one map")
     return [normalize(upsample(single, size)).to(maps[0].device) for single in maps]

@@ -378,7 +378,7 @@ def explain(
 
 
 def shown_reshape(reshape: Any) -> str:
-    return "" if reshape is None else repr(reshape).replace("height=None, width=None, ", "")
+    return "" if reshape is None else repr(reshape)
 
 
 # --------------------------------------------------------------------------------------------------------------- table
