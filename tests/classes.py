@@ -59,6 +59,12 @@ def takes(cls: Any, name: str) -> bool:
     return name in inspect.signature(cls.attribute).parameters
 
 
+def chunked(cls: Any, limit: int | None) -> dict[str, Any]:
+    """The argument of ``attribute`` that limits the chunks, for a class that has one."""
+    limits = {"perturbations_per_eval": limit}
+    return {"layer_kwargs": limits} if cls is GuidedFusionCAM else limits if takes(cls, *limits) else {}
+
+
 def masks_input(cls: Any) -> bool:
     """Whether ``baselines`` replace values of the input."""
     return "baselines" in cls.call_options

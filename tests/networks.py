@@ -138,3 +138,15 @@ def images(*shape: int, seed: int = 0) -> Tensor:
 def hooks_on(model: nn.Module) -> int:
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(module, name)) for module in model.modules() for name in names)
+
+
+def state_of(model: nn.Module, x: Tensor) -> list[Any]:
+    """What a call must leave as it is."""
+    return [
+        hooks_on(model),
+        [module.training for module in model.modules()],
+        [(p.requires_grad, p.grad is None, p._version) for p in model.parameters()],
+        (x.requires_grad, x.grad is None, x._version),
+        (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled()),
+        torch.get_rng_state().tolist()[:64],
+    ]

@@ -21,9 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_fusion import GuidedFusionCAM
-from tests.classes import EVERY_CLASS, build, takes
-from tests.networks import Net, hooks_on, images, make
+from tests.classes import EVERY_CLASS, build, chunked
+from tests.networks import Net, images, make, state_of
 from tests.nightly import amount
 from tests.test_evaluation import content, content_of, run
 
@@ -51,22 +50,6 @@ class Faulty(Net):
         if self.most is not None and len(features) > self.most:
             raise torch.OutOfMemoryError("out of memory (in this test)")
         return self.head(self.pool(features).flatten(1))
-
-
-def state_of(model: Any, x: Tensor) -> list[Any]:
-    return [
-        hooks_on(model),
-        [module.training for module in model.modules()],
-        [(p.requires_grad, p.grad is None) for p in model.parameters()],
-        (x.requires_grad, x.grad is None, x._version),
-        (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled()),
-    ]
-
-
-def chunked(cls: Any, limit: int | None) -> dict[str, Any]:
-    """The argument of ``attribute`` that limits the chunks."""
-    options = {"perturbations_per_eval": limit}
-    return {"layer_kwargs": options} if cls is GuidedFusionCAM else options if takes(cls, *options) else {}
 
 
 def same(a: Tensor, b: Tensor) -> None:

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from captum_fusion import RISE, GuidedFusionCAM, LayerAugmentedGradCAM, LayerLinearCAM
-from tests.classes import EVERY_CLASS, INPUT_SPACE, SIGNED, build, takes
-from tests.networks import hooks_on, images, make
+from captum_fusion import RISE, LayerAugmentedGradCAM, LayerLinearCAM
+from tests.classes import EVERY_CLASS, INPUT_SPACE, SIGNED, build, chunked
+from tests.networks import images, make, state_of
 from tests.nightly import NIGHTLY, amount
 
 ACTIVATIONS: dict[str, Any] = {
@@ -167,18 +167,6 @@ def network(case: Case) -> tuple[Any, nn.Module, Tensor]:
     return model, layer, LAYOUTS[case.layout](x)
 
 
-def state_of(model: Any, x: Tensor) -> list[Any]:
-    """What a call must leave as it is."""
-    return [
-        hooks_on(model),
-        [module.training for module in model.modules()],
-        [(p.requires_grad, p._version) for p in model.parameters()],
-        (x.requires_grad, x._version),
-        (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
-        torch.get_rng_state().tolist()[:64],
-    ]
-
-
 def alike(a: Tensor, b: Tensor, cls: Any, case: Case) -> None:
     """Equal up to the rounding of the dtype, as a share of the largest value."""
     rounding = 1e-12 if case.dtype is torch.float64 else 1e-5
@@ -191,13 +179,9 @@ def check(cls: Any, case: Case) -> None:
     model, layer, x = network(case)
     method, target = build(cls, model, layer), FORMS[case.form](case.targets)
 
-    def chunked(limit: int | None) -> dict[str, Any]:
-        limits = {"perturbations_per_eval": limit}
-        return {"layer_kwargs": limits} if cls is GuidedFusionCAM else limits if timed(cls) else {}
-
     before, given_x = state_of(model, x), x.clone()
     try:
-        maps = method.attribute(x, target, **chunked(case.chunk))
+        maps = method.attribute(x, target, **chunked(cls, case.chunk))
     except ValueError as error:
         if cls is not LayerAugmentedGradCAM or "two spatial dimensions" not in str(error):
             raise
@@ -223,19 +207,14 @@ def check(cls: Any, case: Case) -> None:
     elif cls is RISE or (cls in EVERY_CLASS and not cls_signed(cls)):
         assert (maps >= 0).all()
 
-    if case.chunk is not None or not timed(cls):
-        assert torch.equal(method.attribute(x, target, **chunked(case.chunk)), maps), "not deterministic"
+    if case.chunk is not None or not chunked(cls, None):
+        assert torch.equal(method.attribute(x, target, **chunked(cls, case.chunk)), maps), "not deterministic"
     if case.dtype is torch.bfloat16:
         return
-    alike(method.attribute(x, target, **chunked(case.other_chunk)), maps, cls, case)
-    alone = [method.attribute(x[i : i + 1], t, **chunked(case.chunk)) for i, t in enumerate(case.targets)]
+    alike(method.attribute(x, target, **chunked(cls, case.other_chunk)), maps, cls, case)
+    alone = [method.attribute(x[i : i + 1], t, **chunked(cls, case.chunk)) for i, t in enumerate(case.targets)]
     for i, single in enumerate(alone):
         alike(maps[i : i + 1], single, cls, case)
-
-
-def timed(cls: Any) -> bool:
-    """Whether a class chooses chunks by timing."""
-    return cls is GuidedFusionCAM or takes(cls, "perturbations_per_eval")
 
 
 def cls_signed(cls: Any) -> bool:

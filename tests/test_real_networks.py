@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from captum_fusion._passes.call import Call
 from captum_fusion._passes.layer_pass import layer_pass
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.functional import upsample
-from tests import reference
+from tests import real_data, reference
 from tests.benchmarks import contrast
 from tests.real_data import DATA
 from tests.test_torchcam import correlations, torchcams
@@ -57,12 +56,7 @@ class Explained(NamedTuple):
 
 @pytest.fixture(scope="session")
 def builders() -> Any:
-    spec = importlib.util.spec_from_file_location("_shared_data_builders", DATA / "builders.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return real_data.builders()
 
 
 @pytest.fixture(scope="session")

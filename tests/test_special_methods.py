@@ -311,7 +311,7 @@ class Given(Attribution):
         super().__init__(model)
         self.given = given
 
-    def attribute(self, inputs: Tensor) -> Tensor:  # type: ignore[override]
+    def attribute(self, inputs: Tensor) -> Tensor:
         return self.given
 
 

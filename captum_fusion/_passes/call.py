@@ -14,7 +14,7 @@ from torch import Tensor
 from captum_fusion._captum import format_arguments, progress_bar, run_forward, select_target
 from captum_fusion._passes.masking import checked_inputs, take, usable
 from captum_fusion._passes.modes import exclusive, grad_mode, hooks_enabled
-from captum_fusion._passes.pace import FixedPace, TimedPace
+from captum_fusion._passes.pace import FixedPace, TimedPace, layout_of, timed_pace
 from captum_fusion._passes.sharing import WorkCache, current_cache, is_data, weights_of
 from captum_fusion._types import Reshape, Target
 from captum_fusion.functional import ScoreFn
@@ -227,16 +227,21 @@ class Call:
             start = stop
             yield result
 
-    def fixed_pace(
-        self, owners: Tensor, limit: int | None, layout: torch.memory_format = torch.contiguous_format
-    ) -> FixedPace | None:
-        """A pace for the user's limit, or for a default limit if PyTorch must be deterministic; None otherwise."""
+    def pace(self, owners: Tensor, limit: int | None, x: Tensor, **search: Any) -> TimedPace | FixedPace:
+        """The chunks of samples that are made from ``x``.
+
+        Args:
+            owners (Tensor): Example that each sample comes from, int64, (S,).
+            limit (int, optional): The user's limit. None chooses a size: by timing, with the options ``search`` of
+                :class:`TimedPace`, or a default size if PyTorch must be deterministic.
+            x (Tensor): Batch that the samples are created from.
+        """
         if limit is not None:
-            return FixedPace(owners, self.examples, limit, layout)
+            return FixedPace(owners, self.examples, limit, layout_of(x))
         if not torch.are_deterministic_algorithms_enabled():
-            return None
+            return timed_pace(self.forward_func, x, self.least_samples, **search)
         samples = FixedPace.DEFAULT_ON_CPU if self.device.type == "cpu" else FixedPace.DEFAULT_ELSEWHERE
-        return FixedPace(owners, self.examples, max(1, samples // self.examples), layout, may_halve=True)
+        return FixedPace(owners, self.examples, max(1, samples // self.examples), layout_of(x), may_halve=True)
 
     def attribute_with(self, component: Any, differentiates: bool, ours: bool = False, **kwargs: Any) -> Any:
         """``component.attribute`` on this call's inputs.

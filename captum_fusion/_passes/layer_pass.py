@@ -144,28 +144,27 @@ def _as_maps(call: Call, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _check_activations(call: Call, activations: tuple[Tensor, ...], layer: nn.Module) -> None:
-    where = _where(call, layer)
     for tensor in activations:
         if not 3 <= tensor.dim() <= 5:
             raise ValueError(
-                f"layer: {where} must be (N, channels, *spatial) with 1 to 3 spatial dimensions, not of shape "
-                f"{tuple(tensor.shape)}; choose a convolutional layer, or set reshape for tokens"
+                f"layer: {_where(call, layer)} must be (N, channels, *spatial) with 1 to 3 spatial dimensions, not of "
+                f"shape {tuple(tensor.shape)}; choose a convolutional layer, or set reshape for tokens"
             )
         ranks = sorted({x.dim() - 2 for x in call.inputs if x.dim() > 2 and x.is_floating_point()})
         if ranks and tensor.dim() - 2 < ranks[0] and call.reshape is None:
             raise ValueError(
-                f"layer: {where} is of shape {tuple(tensor.shape)}, with {tensor.dim() - 2} spatial dimensions, but "
-                f"the inputs have {' or '.join(map(str, ranks))}; if these are tokens, set reshape, for example to "
-                "layers.TokenGrid() (layers.default_layer(model, inputs) finds both); if it is the map that you want, "
-                "set reshape=lambda x: x"
+                f"layer: {_where(call, layer)} is of shape {tuple(tensor.shape)}, with {tensor.dim() - 2} spatial "
+                f"dimensions, but the inputs have {' or '.join(map(str, ranks))}; if these are tokens, set reshape, "
+                "for example to layers.TokenGrid() (layers.default_layer(model, inputs) finds both); if it is the map "
+                "that you want, set reshape=lambda x: x"
             )
         if tensor.shape[0] != call.examples:
             raise ValueError(
-                f"layer: {where} has a first dimension of {tensor.shape[0]} for {call.examples} examples; choose a "
-                "layer that keeps the batch dimension"
+                f"layer: {_where(call, layer)} has a first dimension of {tensor.shape[0]} for {call.examples} "
+                "examples; choose a layer that keeps the batch dimension"
             )
         if not tensor.is_floating_point():
-            raise TypeError(f"layer: {where} must be floating point, not {tensor.dtype}")
+            raise TypeError(f"layer: {_where(call, layer)} must be floating point, not {tensor.dtype}")
 
 
 def warn_if_one_position(call: Call, layers: list[nn.Module], evaluations: list[LayerEvaluation]) -> None:

@@ -13,7 +13,6 @@ from captum_fusion._passes.call import Call, copied
 from captum_fusion._passes.layer_pass import LayerEvaluation, layer_pass
 from captum_fusion._passes.masking import Compose, Masking, MaskingOptions, Masks, Perturb, maskable_rank
 from captum_fusion._passes.modes import grad_mode, no_inference_mode, warn_if_training
-from captum_fusion._passes.pace import FixedPace, TimedPace, layout_of, timed_pace
 from captum_fusion._passes.replacing import replaced_scores
 from captum_fusion._passes.sharing import WorkCache
 from captum_fusion._types import Baselines, Target
@@ -211,7 +210,8 @@ class Passes:
                 output = self.call.forward(samples, chunk_owners, self.output.dim())
                 return chunk, reduce(output, chunk_owners).clone()
 
-        return self.call.in_chunks(owners, self._pace(owners), evaluate)
+        pace = self.call.pace(owners, self.options.perturbations_per_eval, self.masking.first, expected=len(owners))
+        return self.call.in_chunks(owners, pace, evaluate)
 
     def _masking_key(self, kind: str, *parts: Any) -> Hashable:
         """The cache key of masked samples; None if nothing is shared."""
@@ -219,13 +219,6 @@ class Passes:
         if cache is None:
             return None
         return kind, cache.key((self.options.baselines, self.options.mask_inputs, self._rank, parts))
-
-    def _pace(self, owners: Tensor) -> TimedPace | FixedPace:
-        first = self.masking.first
-        fixed = self.call.fixed_pace(owners, self.options.perturbations_per_eval, layout_of(first))
-        if fixed is not None:
-            return fixed
-        return timed_pace(self.call.forward_func, first, self.call.least_samples, expected=len(owners))
 
     # ---- perturbed and replaced
 
@@ -265,10 +258,8 @@ class Passes:
             result = layer_pass(samples, layers, device_ids, gradients, grad_kwargs, self.output.dim())
             return PerturbedPass(chunk_owners, numbers[chunk], result.evaluations)
 
-        first = self.masking.first
-        pace = self.call.fixed_pace(owners, self.options.perturbations_per_eval, layout_of(first)) or timed_pace(
-            self.call.forward_func, first, self.call.least_samples, scale=0.25, both_layouts=False
-        )
+        limit = self.options.perturbations_per_eval
+        pace = self.call.pace(owners, limit, self.masking.first, scale=0.25, both_layouts=False)
         return self.call.in_chunks(owners, pace, evaluate)
 
     def replaced_scores(

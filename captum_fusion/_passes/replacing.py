@@ -14,7 +14,6 @@ from captum_fusion._passes.call import Call
 from captum_fusion._passes.layer_pass import LayerEvaluation
 from captum_fusion._passes.masking import take
 from captum_fusion._passes.modes import grad_mode, hooks_enabled
-from captum_fusion._passes.pace import timed_pace
 from captum_fusion.functional import ScoreFn
 
 
@@ -81,9 +80,7 @@ def replaced_scores(
                     one_input[0] = False
             return call.scores(replaced(chunk_owners), chunk_owners, score_fn).clone()
 
-    pace = call.fixed_pace(owners, limit) or timed_pace(
-        call.forward_func, original, call.least_samples, first=1024, scale=2, both_layouts=False
-    )
+    pace = call.pace(owners, limit, original, first=1024, scale=2, both_layouts=False)
     parts = call.in_chunks(owners, pace, evaluate, single_example=True)
     return torch.cat([part.to(owners.device) for part in parts])
 

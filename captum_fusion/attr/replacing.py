@@ -25,6 +25,7 @@ from captum_fusion.attr._bases import (
 from captum_fusion.attr._docs import documented
 from captum_fusion.attr._info import MethodInfo
 from captum_fusion.functional import ScoreFn
+from captum_fusion.functional.maps import varies
 
 __all__ = ["LayerAblationCAM", "LayerFDCAM", "LayerReciproCAM", "LayerShapCAM"]
 
@@ -446,10 +447,8 @@ class LayerShapCAM(ReplacedCAM):
         )
         values = gains.gather(2, ranks.expand(number, -1, -1))
         known = torch.cat([scores, full[:, :, 0]], 1)
-        rounding = known.amax(1) - known.amin(1) <= formulas.FLOOR * known.abs().amax(
-            1
-        )  # no position changes the score
-        values = torch.where(rounding[:, None, None], 0.0, values)
+        constant = known.isfinite().all(1) & ~varies(known.amin(1), known.amax(1))  # no position changes the score
+        values = torch.where(constant[:, None, None], 0.0, values)
         mean = values.mean(1)
         error = values.std(1) / self.n_samples**0.5 if self.n_samples > 1 else torch.full_like(mean, math.nan)
         shape = (number, 1, *size)

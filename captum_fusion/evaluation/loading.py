@@ -51,12 +51,8 @@ def sources_of(
     if len(files) != len(networks) or (isinstance(weights, str) and len(networks) > 1):
         number = 1 if isinstance(weights, str) else len(files)
         raise ValueError(f"weights: there are {number} for {len(networks)} models")
-    layers = [layer] * len(networks) if layer is None or isinstance(layer, str) else list(layer)
-    if len(layers) != len(networks):
-        raise ValueError(f"layer: there are {len(layers)} names for {len(networks)} models")
-    reshapes = [reshape] * len(networks) if reshape is None or isinstance(reshape, str) else list(reshape)
-    if len(reshapes) != len(networks):
-        raise ValueError(f"reshape: there are {len(reshapes)} for {len(networks)} models")
+    layers = _for_each(layer, len(networks), "layer: there are {} names")
+    reshapes = _for_each(reshape, len(networks), "reshape: there are {}")
     sources: dict[str, NetworkSource] = {}
     for network, file, layer_name, grid in zip(networks, files, layers, reshapes, strict=True):
         is_moved = isinstance(network, str)
@@ -75,6 +71,15 @@ def sources_of(
             raise ValueError(f"model: there are two called {name!r}; give LoadedModels with names of their own")
         sources[name] = NetworkSource(name, load, layer_name, grid, is_moved)
     return list(sources.values())
+
+
+def _for_each(given: str | Sequence[str] | None, networks: int, message: str) -> list[str | None]:
+    """One value for all networks, or one for each."""
+    if given is None or isinstance(given, str):
+        return [given] * networks
+    if len(given) != networks:
+        raise ValueError(f"{message.format(len(given))} for {networks} models")
+    return list(given)
 
 
 def as_list(given: Any) -> list[Any]:

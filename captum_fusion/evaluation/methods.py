@@ -13,7 +13,7 @@ from captum.attr import Attribution
 from torch import Tensor, nn
 
 from captum_fusion import functional as formulas
-from captum_fusion import models
+from captum_fusion import layers, models
 from captum_fusion._arguments import near_misses
 from captum_fusion._types import Reshape
 from captum_fusion.attr import FusionDetails, LayerFusionCAM, LayerUnionCAM
@@ -202,6 +202,41 @@ class ExplainedLayers(NamedTuple):
     layers: Sequence[nn.Module]
     stages: Sequence[nn.Module] = ()
     reshape: Reshape | None = None
+
+
+def explained_layers(
+    model: nn.Module, probe: Tensor, names: Sequence[str] | None, reshape: str | None, wants_stages: bool
+) -> tuple[dict[str, Reshape | None], ExplainedLayers]:
+    """The named layers, or the default one, with the given reshape, or their own.
+
+    Args:
+        model (Module): The network.
+        probe (Tensor): An input of it.
+        names (sequence of str, optional): Dotted names of layers. Default: None (the default layer)
+        reshape (str, optional): As of :func:`captum_fusion.layers.parse_reshape`. Default: None (found by itself)
+        wants_stages (bool): Whether a method fuses the stages of a convolutional network if no layer is named.
+
+    Returns:
+        tuple: The reshape of each layer by its name, and the layers.
+
+    Raises:
+        ValueError: If there is no such layer, or the reshape cannot be parsed.
+    """
+    given = None if reshape is None else layers.parse_reshape(reshape)
+    try:
+        if names is not None:
+            found = {name: layers.find_layer(model, name) for name in names}
+            reshapes: dict[str, Reshape | None] = {
+                name: layers.reshape_of(model, layer, probe) if reshape is None else given
+                for name, layer in found.items()
+            }
+            return reshapes, ExplainedLayers(model, list(found.values()), reshape=list(reshapes.values())[-1])
+        name, layer, own = layers.default_layer(model, probe)
+        own = own if reshape is None else given
+        stages = layers.resolution_layers(model, probe) if wants_stages and own is None else []
+        return {name: own}, ExplainedLayers(model, [layer], [module for _, module in stages], own)
+    except ValueError as error:
+        raise ValueError(f"layer: {error}") from error
 
 
 @dataclass(frozen=True)

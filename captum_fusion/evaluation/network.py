@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captum_fusion import SavedWork, functional, layers, models, shared_work
+from captum_fusion import SavedWork, functional, models, shared_work
 from captum_fusion._passes.pace import now
 from captum_fusion.evaluation import measures, methods, store
 from captum_fusion.evaluation.data import Example
@@ -63,7 +63,9 @@ class Network:
         outputs = output.shape[1]
         self.classes = Classes(outputs, models.class_names_of(loaded, outputs), list(folders))
         fusing = [label for label, method in study.methods.items() if methods.fuses_stages(method)]
-        self.layer_name, explained = self._explained_layers(source, probe, wants_stages=bool(fusing))
+        named = None if source.layer is None else [source.layer]
+        reshapes, explained = methods.explained_layers(self.model, probe, named, source.reshape, bool(fusing))
+        [self.layer_name] = reshapes
         self._reshape = explained.reshape
         fused = [name for name, module in self.model.named_modules() if module in explained.stages]
         self._fused_layers = dict.fromkeys(fusing, fused or [self.layer_name])
@@ -98,23 +100,6 @@ class Network:
 
     def _output(self, inputs: Tensor) -> Tensor:
         return models.output_of(self.name, self.model, inputs)
-
-    def _explained_layers(
-        self, source: NetworkSource, probe: Tensor, wants_stages: bool
-    ) -> tuple[str, methods.ExplainedLayers]:
-        given = None if source.reshape is None else layers.parse_reshape(source.reshape)
-        try:
-            if source.layer is None:
-                name, layer, own = layers.default_layer(self.model, probe)
-            else:
-                name, layer = source.layer, layers.find_layer(self.model, source.layer)
-                own = layers.reshape_of(self.model, layer, probe) if source.reshape is None else None
-            reshape = own if source.reshape is None else given
-            fuses = wants_stages and source.layer is None and reshape is None
-            stages = layers.resolution_layers(self.model, probe) if fuses else []
-        except ValueError as error:
-            raise ValueError(f"layer: {error}") from error
-        return name, methods.ExplainedLayers(self.model, [layer], [module for _, module in stages], reshape)
 
     def _try_metrics(self, probe: Tensor, target: int) -> None:
         """Compute every metric of the package once, so that one that cannot work is refused before the run."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_fusion.functional.maps import FLOOR
+from captum_fusion.functional.maps import varies
 
 #: Prior variance of the scores relative to the noise's. The last two are for scores that are exactly linear in the
 #: cells: they give least squares.
@@ -125,7 +125,7 @@ def cell_regression(
     finite = y.isfinite().all(1)
     constant = finite & ~y.any(1)
     if intercept:
-        constant = finite & (y.amax(1) - y.amin(1) <= FLOOR * y.abs().amax(1))
+        constant = finite & ~varies(y.amin(1), y.amax(1))
         x, y = x - x.mean(0), y - y.mean(1, keepdim=True)
     root = torch.eye(x.shape[1], dtype=torch.double, device="cpu")
     if covariance is not None:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from captum.attr import LayerGradCam
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from captum_fusion import LayerFusionCAM, functional
 from captum_fusion.targets import Contrast, Similarity
 from tests.benchmarks.search import NETWORKS, SIZE, load
+from tests.real_data import builders
 
 DOG, CAT = 243, 282
 #: ImageNet's dogs and domestic cats.
@@ -91,15 +91,6 @@ def similarity_shares(network: str, model: nn.Module, layer: nn.Module, data: Pa
     for index, (animal, target) in enumerate((("dog", DOG), ("cat", CAT))):
         maps = [LayerGradCam(f, layer).attribute(x, index) for f in (similarity, Contrast(similarity))]
         yield Share(network, "Grad-CAM of the similarity", animal, *(share(m, where[target]) for m in maps))
-
-
-def builders(data: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("builders", data / "builders.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ where ``--data`` has them (a folder with a ``builders.py``).
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import platform
 import resource
 import statistics
@@ -35,6 +34,7 @@ import captum_fusion
 from captum_fusion import functional
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.metrics import deletion, insertion
+from tests.real_data import builders
 
 SIZE = 224
 Line = tuple[str, str, str, list[float]]
@@ -51,16 +51,6 @@ def seeded(name: str, **options: Any) -> nn.Module:
         torch.manual_seed(0)
         model: nn.Module = getattr(torchvision.models, name)(weights=None, **options).eval()
         return model
-
-
-def builders(folder: Path | None) -> Any:
-    if folder is None:
-        return None
-    spec = importlib.util.spec_from_file_location("_benchmark_builders", folder / "builders.py")
-    assert spec is not None and spec.loader is not None  # noqa: PT018
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def pictures(count: int) -> Tensor:
@@ -244,7 +234,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the table, as Markdown")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    real = builders(options.data)
+    real = None if options.data is None else builders(options.data)
     wanted = options.only or ["squeezenet", "resnet", "googlenet", "captum", "memory"]
     lines: list[Line] = []
     bars = {"score-cam": 1.10, "fusion-cam": 1.10, "union-cam": 1.10, "group-cam": 1.15}

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from captum_fusion import LayerISCAM, LayerScoreCAM, LayerSSCAM, functional, shared_work
 from captum_fusion.attr._search import SearchOptions, channel_weights, search_channels
-from tests.benchmarks.cost import SIZE, builders
+from tests.benchmarks.cost import SIZE
+from tests.real_data import builders
 
 NETWORKS = {
     "squeezenet1_0": "features",

@@ -115,8 +115,14 @@ def _methods(
 
     A method that does not fuse layers is built once for each.
     """
-    reshapes, explained = _explained_layers(model, probe, specs, layer_names(options.layers), options.reshape)
+    wanted, fuses = layer_names(options.layers), any(map(methods.fuses_stages, specs))
+    reshapes, explained = methods.explained_layers(model, probe, wanted, options.reshape, fuses)
     names = list(reshapes)
+    if wanted is None:
+        print(f"layer: {names[0]} (--layers names others)")
+        if explained.stages:
+            name_of = {module: name for name, module in model.named_modules()}
+            print(f"layers of integrative-cam: {','.join(name_of[stage] for stage in explained.stages)}")
     given = {} if options.score_fn is None else {"score_fn": options.score_fn}
     built: dict[str, PlannedMethod] = {}
     single = [
@@ -133,30 +139,6 @@ def _methods(
             method = methods.build(spec, one, given, {})
             built[f"{spec} on {name}"] = PlannedMethod(spec, method, (name,), f"{file}_{inputs.file_name(name)}")
     return built, reshapes
-
-
-def _explained_layers(
-    model: nn.Module, probe: Tensor, specs: Sequence[str], names: list[str] | None, reshape: str | None
-) -> tuple[dict[str, Reshape | None], ExplainedLayers]:
-    """The wanted layers, or the default ones, which are printed, with the wanted reshape, or their own."""
-    given = None if reshape is None else layers.parse_reshape(reshape)
-    try:
-        if names is None:
-            name, layer, own = layers.default_layer(model, probe)
-            own = own if reshape is None else given
-            print(f"layer: {name} (--layers names others)")
-            fuses = own is None and any(map(methods.fuses_stages, specs))
-            stages = layers.resolution_layers(model, probe) if fuses else []
-            if stages:
-                print(f"layers of integrative-cam: {','.join(name for name, _ in stages)}")
-            return {name: own}, ExplainedLayers(model, [layer], [module for _, module in stages], own)
-        found = {name: layers.find_layer(model, name) for name in names}
-        reshapes: dict[str, Reshape | None] = {
-            name: layers.reshape_of(model, layer, probe) if reshape is None else given for name, layer in found.items()
-        }
-        return reshapes, ExplainedLayers(model, list(found.values()), reshape=list(reshapes.values())[-1])
-    except ValueError as error:
-        raise CommandError(f"layer: {error}") from error
 
 
 def _sizes(model: nn.Module, reshapes: Mapping[str, Reshape | None], probe: Tensor) -> dict[str, tuple[int, int]]:
