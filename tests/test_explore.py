@@ -192,10 +192,10 @@ def test_a_run_is_followed_and_cancelled(session: Session, picture: Picture) -> 
     seen: list[int] = []
     watch = Watch(seen.append, lambda: len(seen) >= 5)
     with pytest.raises(CancelledError):
-        session.explain(picture, Question(4), Recipe("rise:n_masks=64"), watch)
+        session.explain(picture, Question(4), Recipe("rise:n_masks=2000"), watch)
     assert seen == sorted(seen)
     assert not session.model._forward_hooks
-    assert not session.has(picture, Question(4), Recipe("rise:n_masks=64"))
+    assert not session.has(picture, Question(4), Recipe("rise:n_masks=2000"))
     session.explain(picture, Question(4), Recipe("xgrad-cam"), Watch(seen.append))
 
 

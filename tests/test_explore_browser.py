@@ -107,7 +107,7 @@ def test_a_visitor_explores_an_upload(visit: Any, tmp_path: Path) -> None:
     settle(visit, "grad-cam: four rather than six")
     choose(visit, "methods", "fusion-cam:preset=fast", "fusion-cam:preset=fast")
     settle(visit, "grad-cam", "fusion-cam:preset=fast: four rather than six")
-    assert visit.locator("#map1 img").is_visible()
+    sync_api.expect(visit.locator("#map1 img")).to_be_visible()
     before = visit.locator("#map0 img").get_attribute("src")
     visit.locator("#mode label", has_text="contour").click()
     visit.wait_for_function("before => document.querySelector('#map0 img').src !== before", arg=before)
