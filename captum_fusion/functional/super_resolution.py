@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -74,11 +75,21 @@ def coarsening(grids: Tensor, cells: Sequence[int]) -> Tensor:
             values.append(((1 - (at - pixel).abs()).prod(-1) * share)[inside])
         indices = torch.stack([torch.cat(rows), torch.cat(columns)])
         size = (cells[0] * cells[1], height * width)
-        part = torch.sparse_coo_tensor(indices, torch.cat(values), size, device=grids.device, check_invariants=False)
-        parts.append(part.coalesce())
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse")  # every release warns that CSR is in beta
+        with _sparse():
+            part = torch.sparse_coo_tensor(
+                indices, torch.cat(values), size, device=grids.device, check_invariants=False
+            )
+            parts.append(part.coalesce())
+    with _sparse():
         return torch.cat(parts).coalesce().to_sparse_csr()
+
+
+@contextlib.contextmanager
+def _sparse() -> Iterator[None]:
+    """Every release of torch warns that CSR is in beta, and some that invariants are not checked."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse")
+        yield
 
 
 def super_resolve(
@@ -114,8 +125,7 @@ def super_resolve(
         counts = maps.isfinite().flatten(1).T  # (L * h * w, N)
         wanted = torch.where(maps.isfinite(), maps, 0.0).flatten(1).T
         forward: Any = coarsening(grids, maps.shape[2:])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse")
+        with _sparse():
             backward = forward.to_sparse_coo().t().coalesce().to_sparse_csr()
         fine = maps.new_zeros(size[0] * size[1], len(maps))
         optimizer = torch.optim.Adam([fine], lr=rate)
