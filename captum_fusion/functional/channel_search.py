@@ -25,7 +25,7 @@ correlation`` is ``|J^T e|^2 / 2`` up to third order. With the posterior covaria
 ``trace(J^T S J) / 2``. Evaluating channel ``k`` lowers it by ``|J^T S_k|^2 / (2 S_kk)``. The next channel has the
 largest such gain; within a batch the covariance is updated without new scores.
 
-Everything is float64 on the CPU and deterministic.
+Everything is float64 on the CPU and deterministic. On a GPU the many small steps take as long.
 """
 
 from __future__ import annotations
@@ -232,16 +232,13 @@ class ChannelSearch:
             return _Posterior(torch.zeros_like(variance), variance, variance.new_zeros(self._number, 0), 1.0, 1.0)
         everything, centre = torch.arange(self._number, device="cpu"), values.mean()
         apart = self._distances(everything, kept)
-        best = None
-        for length in _LENGTHS:
-            factor = torch.linalg.cholesky(self._covariance(apart[kept], length, kept, kept))
-            solved = torch.linalg.solve_triangular(factor, (values - centre)[:, None], upper=False)[:, 0]
-            scale = float(solved @ solved) / max(len(kept) - 1, 1)
-            likelihood = -0.5 * len(kept) * math.log(max(scale, 1e-300)) - float(factor.diagonal().log().sum())
-            if best is None or likelihood > best[0]:
-                best = likelihood, length, factor, solved, scale
-        assert best is not None
-        _, length, factor, solved, scale = best
+        priors = torch.stack([self._covariance(apart[kept], length, kept, kept) for length in _LENGTHS])
+        factors = torch.linalg.cholesky(priors)
+        solutions = torch.linalg.solve_triangular(factors, (values - centre)[:, None], upper=False)[..., 0]
+        scales = solutions.square().sum(1) / max(len(kept) - 1, 1)
+        fit = -0.5 * len(kept) * scales.clamp_min(1e-300).log()
+        best = int((fit - factors.diagonal(dim1=1, dim2=2).log().sum(1)).argmax())
+        length, factor, solved, scale = _LENGTHS[best], factors[best], solutions[best], float(scales[best])
         cross = self._covariance(apart, length, everything, kept)
         half = torch.linalg.solve_triangular(factor.T, cross, upper=True, left=False)
         mean, variance = centre + half @ solved, scale * (self._prior_variance(length) - half.square().sum(1))
@@ -306,23 +303,22 @@ class ChannelSearch:
     ) -> list[int]:
         """The channels that lower the expected error most, one after the other."""
         rows, prior, cross = self._candidates(posterior, moves, taken, number, shift)
-        half, variance, free = posterior.half[rows], posterior.variance[rows], ~taken[rows]
-        floor = 1e-9 * max(posterior.scale, 1e-300)
+        half, variance, excluded = posterior.half[rows], posterior.variance[rows], taken[rows]
+        moves, floor = moves[rows].T, 1e-9 * max(posterior.scale, 1e-300)
         picked: list[int] = []
-        columns: list[Tensor] = []
-        for _ in range(min(number, int(free.sum()))):
+        number = min(number, int((~excluded).sum()))
+        columns = half.new_zeros(len(rows), number)  # the rows of a Cholesky factor of those picked
+        for taking in range(number):
             gain = cross.square().sum(0) / variance.clamp_min(floor)
-            index = int(gain.masked_fill(~free, -1.0).argmax())
-            picked.append(int(rows[index]))
-            free[index] = False
-            column = posterior.scale * (prior[index] - half @ half[index])
-            for earlier in columns:
-                column = column - earlier * earlier[index]
+            index = int(gain.masked_fill_(excluded, -1.0).argmax())
+            picked.append(index)
+            excluded[index] = True
+            column = posterior.scale * (prior[index] - half @ half[index]) - columns @ columns[index]
             column = column / variance[index].clamp_min(floor).sqrt()
-            columns.append(column)
-            cross = cross - torch.outer(moves[rows].T @ column, column)
-            variance = (variance - column.square()).clamp_min(0)
-        return picked
+            columns[:, taking] = column
+            cross = torch.addr(cross, moves @ column, column, alpha=-1)
+            variance = (variance - column.square()).clamp_min_(0)
+        return rows[picked].tolist()
 
     def _first(self, number: int) -> list[int]:
         """The first batch: the same rule under the prior, with weights guessed from the gradients."""
