@@ -328,6 +328,20 @@ def test_autocast_is_respected(cls: Any, x: Tensor) -> None:
     assert result.dtype is (torch.float32 if cls in INPUT_SPACE else torch.bfloat16)
 
 
+def test_autocast_is_for_the_network_alone(cls: Any, x: Tensor) -> None:
+    class Precise(Net):
+        def forward(self, *arguments: Any) -> Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(*arguments)
+
+    model = make(Precise)
+    expected = cls(model, model.conv2).attribute(x, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = cls(model, model.conv2).attribute(x, 1)
+        assert torch.is_autocast_enabled("cpu")
+    same(result, expected)
+
+
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
 def test_memory_layouts_of_the_input(cls: Any, x: Tensor, layout: str) -> None:
     model = make()

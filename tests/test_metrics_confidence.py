@@ -358,3 +358,17 @@ def test_confidences_at_an_area() -> None:
 def test_bad_areas(area: Any) -> None:
     with pytest.raises(ValueError, match="area must be a number"):
         confidences(lambda x: x.mean((1, 2, 3)), torch.ones(1, 1, 4, 4), torch.rand(1, 1, 4, 4), area=area)
+
+
+def test_an_explanation_runs_in_the_callers_autocast() -> None:
+    seen = []
+
+    def explain(x: Tensor, target: Any = None, **_: Any) -> Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return x.mean(1, keepdim=True)
+
+    x = images(2, 3, 8, 8)
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            coherency(x, x.mean(1, keepdim=True), 1, explanation_func=explain)
+    assert seen == [False, True]

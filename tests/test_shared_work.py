@@ -386,3 +386,15 @@ def test_rise_and_guided_fusion_explain_several_targets(x: Tensor) -> None:
         found = method.attribute_targets(x, targets=[1, 2])
         for result, target in zip(found, (1, 2), strict=True):
             same(result, method.attribute(x, target))
+
+
+def test_passes_of_another_precision_are_not_shared() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    method = LayerScoreCAM(model, model.relu2)
+    expected = method.attribute(x, 1)
+    with shared_work():
+        with torch.autocast("cpu", torch.bfloat16):
+            method.attribute(x, 1)
+        found = method.attribute(x, 1)
+    assert found.dtype is expected.dtype
+    torch.testing.assert_close(found, expected)

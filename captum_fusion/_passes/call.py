@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_fusion._captum import format_arguments, progress_bar, run_forward, select_target
 from captum_fusion._passes.masking import checked_inputs, take, usable
-from captum_fusion._passes.modes import exclusive, grad_mode, hooks_enabled
+from captum_fusion._passes.modes import as_called, callers_autocast, exclusive, grad_mode, hooks_enabled
 from captum_fusion._passes.pace import FixedPace, TimedPace, layout_of, timed_pace
 from captum_fusion._passes.sharing import WorkCache, current_cache, is_data, weights_of
 from captum_fusion._types import Reshape, Target
@@ -81,7 +81,7 @@ class Call:
         weights = None if cache is None or not is_data((given, arguments)) else weights_of(forward_func)
         identity: Hashable = None
         if cache is not None and weights is not None:
-            called = cache.key((forward_func, given, arguments, attribute_to_layer_input))
+            called = cache.key((forward_func, given, arguments, attribute_to_layer_input)), callers_autocast()
             identity = called, cache.key_of_weights(weights)
         with grad_mode(torch.is_grad_enabled()):
             return cls(
@@ -144,7 +144,7 @@ class Call:
         """
         arguments = copied(self.arguments) if owners is None else self.arguments_of(owners)
         samples = self.examples if owners is None else len(owners)
-        with exclusive():
+        with exclusive(), as_called():
             return self.check_output(run_forward(self.forward_func, inputs, arguments), samples, dims)
 
     def check_output(self, output: Any, samples: int, dims: int = 1) -> Tensor:
@@ -249,7 +249,7 @@ class Call:
         Captum's methods change flags of their inputs, and let the network change their values, so they get copies.
         Methods of this package (``ours``) do neither.
         """
-        with grad_mode(torch.is_grad_enabled()), hooks_enabled():
+        with grad_mode(torch.is_grad_enabled()), as_called(), hooks_enabled():
             inputs = self.inputs
             if not ours:
                 inputs = copied(tuple(x.detach() for x in inputs))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from captum_fusion._captum import LayerTensors, device_order, forward_with_layers, gather_devices
 from captum_fusion._passes.call import Call, copied
-from captum_fusion._passes.modes import grad_mode, hooks_enabled, stack_level
+from captum_fusion._passes.modes import as_called, grad_mode, hooks_enabled, stack_level
 
 _NO_GRADIENT = (
     "layer: no gradient of the target's output reaches it. Either the output does not depend on it, or a later part of "
@@ -107,7 +107,7 @@ def _run(
 ) -> LayerPass:
     with grad_mode(gradients), hooks_enabled(), _check_hooks(layers, call.attribute_to_layer_input):
         inputs, arguments = copied(call.inputs), copied(call.arguments)
-        with call.hinting():
+        with call.hinting(), as_called():
             saved, raw = forward_with_layers(
                 call.forward_func, inputs, layers, arguments, call.attribute_to_layer_input, gradients
             )

@@ -1,4 +1,4 @@
-"""Gradient modes, the train mode of a network, and threads."""
+"""Gradient modes, autocast, the train mode of a network, and threads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,47 @@ def grad_mode(enabled: bool) -> Iterator[None]:
         yield
 
 
-def no_inference_mode() -> contextlib.AbstractContextManager[None]:
-    """Leave a caller's inference mode and keep the gradient mode."""
-    return grad_mode(torch.is_grad_enabled())
+#: The caller's autocast, as pairs of a device type and a dtype, while this package computes; else None.
+_CALLERS_AUTOCAST: ContextVar[tuple[tuple[str, torch.dtype], ...] | None] = ContextVar("autocast", default=None)
+
+
+def callers_autocast() -> tuple[tuple[str, torch.dtype], ...]:
+    """The autocast in which the network runs: the dtype of each type of device on which it is enabled."""
+    state = _CALLERS_AUTOCAST.get()
+    if state is not None:
+        return state
+    accelerator = torch.accelerator.current_accelerator()
+    kinds = dict.fromkeys(["cpu", *([] if accelerator is None else [accelerator.type])])
+    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind))
+
+
+@contextlib.contextmanager
+def own_arithmetic() -> Iterator[None]:
+    """Leave the caller's inference mode and autocast. The network itself runs in :func:`as_called`."""
+    state = callers_autocast()
+    token = _CALLERS_AUTOCAST.set(state)
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(grad_mode(torch.is_grad_enabled()))
+            for kind, _ in state:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+    finally:
+        _CALLERS_AUTOCAST.reset(token)
+
+
+@contextlib.contextmanager
+def as_called() -> Iterator[None]:
+    """Within :func:`own_arithmetic`, the caller's autocast, for a call of the network."""
+    state = callers_autocast()
+    token = _CALLERS_AUTOCAST.set(None)
+    try:
+        with contextlib.ExitStack() as stack:
+            for kind, dtype in state:
+                stack.enter_context(torch.autocast(kind, dtype))
+            yield
+    finally:
+        _CALLERS_AUTOCAST.reset(token)
 
 
 _LOCK = threading.RLock()

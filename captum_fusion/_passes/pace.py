@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from captum_fusion._passes.modes import callers_autocast
+
 
 def _channels_last(x: Tensor) -> torch.memory_format | None:
     return {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
@@ -216,8 +218,8 @@ def timed_pace(forward_func: Callable[..., Any], x: Tensor, least: int, **option
         TimedPace: A new search if there is none to continue, or if ``forward_func`` cannot be referred to weakly.
     """
     kind = {name: value for name, value in options.items() if name != "expected"}
-    autocast = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else None
-    key = (x.device, x.dtype, x.shape[1:], least, torch.get_num_threads(), autocast, tuple(sorted(kind.items())))
+    surroundings = torch.get_num_threads(), callers_autocast()
+    key = (x.device, x.dtype, x.shape[1:], least, surroundings, tuple(sorted(kind.items())))
     try:
         searches = _SEARCHES.setdefault(forward_func, {})
     except TypeError:

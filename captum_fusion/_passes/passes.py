@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from captum_fusion._passes.call import Call, copied
 from captum_fusion._passes.layer_pass import LayerEvaluation, layer_pass
 from captum_fusion._passes.masking import Compose, Masking, MaskingOptions, Masks, Perturb, maskable_rank
-from captum_fusion._passes.modes import grad_mode, no_inference_mode, warn_if_training
+from captum_fusion._passes.modes import grad_mode, own_arithmetic, warn_if_training
 from captum_fusion._passes.replacing import replaced_scores
 from captum_fusion._passes.sharing import WorkCache
 from captum_fusion._types import Baselines, Target
@@ -72,7 +72,7 @@ class Passes:
             TypeError, ValueError: If an argument is invalid. The message names it.
         """
         training = isinstance(forward_func, nn.Module) and warn_if_training(forward_func, [])
-        with no_inference_mode():
+        with own_arithmetic():
             call = Call.checked(forward_func, inputs, target, additional_forward_args, training=training, bar=bar)
             options = MaskingOptions(baselines, mask_inputs, perturbations_per_eval).check(call.inputs)
             rank = maskable_rank(call.inputs, mask_inputs)

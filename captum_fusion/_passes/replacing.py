@@ -13,7 +13,7 @@ from captum_fusion._captum import run_forward
 from captum_fusion._passes.call import Call
 from captum_fusion._passes.layer_pass import LayerEvaluation
 from captum_fusion._passes.masking import take
-from captum_fusion._passes.modes import grad_mode, hooks_enabled
+from captum_fusion._passes.modes import as_called, grad_mode, hooks_enabled
 from captum_fusion.functional import ScoreFn
 
 
@@ -65,6 +65,7 @@ def replaced_scores(
             def replaced(input_owners: Tensor) -> Tensor:
                 inputs = tuple(take(x.detach(), input_owners, call.examples) for x in call.inputs)
                 with (
+                    as_called(),
                     hooks_enabled(),
                     _replacing(layer, index, call.attribute_to_layer_input, _on_devices(tensor, devices)),
                 ):

@@ -34,7 +34,7 @@ from captum_fusion._captum import format_result, log_usage, progress_bar
 from captum_fusion._passes.call import Call
 from captum_fusion._passes.layer_pass import LayerEvaluation, layer_pass, warn_if_one_position
 from captum_fusion._passes.masking import Compose, MaskingOptions, Masks
-from captum_fusion._passes.modes import no_inference_mode, warn_if_training
+from captum_fusion._passes.modes import own_arithmetic, warn_if_training
 from captum_fusion._passes.passes import Passes
 from captum_fusion._passes.sharing import shared_work
 from captum_fusion._types import Attributions, Baselines, Layer, Reshape, Target, TensorOrTupleOfTensors
@@ -278,7 +278,7 @@ class CAM(LayerAttribution, SeveralTargets):
         ``gradients`` overrides :attr:`uses_gradients` for this call.
         """
         training = warn_if_training(self.forward_func, self.layer)
-        with progress_bar(show_progress, self.get_name()) as bar, no_inference_mode():
+        with progress_bar(show_progress, self.get_name()) as bar, own_arithmetic():
             call = Call.checked(
                 self.forward_func,
                 inputs,

@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_fusion import functional as formulas
 from captum_fusion._arguments import count, share
 from captum_fusion._captum import log_usage, progress_bar
-from captum_fusion._passes.modes import no_inference_mode
+from captum_fusion._passes.modes import own_arithmetic
 from captum_fusion._passes.passes import Passes
 from captum_fusion._types import Attributions, Baselines, Target
 from captum_fusion.attr._bases import (
@@ -139,7 +139,7 @@ class RISE(PerturbationAttribution, SeveralTargets):
             >>> RISE(net, n_masks=50, grid_size=3).attribute(torch.rand(2, 3, 8, 8), target=[3, 7]).shape
             torch.Size([2, 3, 8, 8])
         """
-        with progress_bar(show_progress, self.get_name()) as bar, no_inference_mode():
+        with progress_bar(show_progress, self.get_name()) as bar, own_arithmetic():
             passes = Passes.without_layer(
                 self.forward_func,
                 inputs,

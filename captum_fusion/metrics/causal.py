@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_fusion import functional as formulas
 from captum_fusion._arguments import choice, count
-from captum_fusion._passes.modes import no_inference_mode
+from captum_fusion._passes.modes import own_arithmetic
 from captum_fusion._passes.passes import Passes
 from captum_fusion._types import Baselines, Target, TensorOrTupleOfTensors
 from captum_fusion.functional import ScoreFn
@@ -106,7 +106,7 @@ def deletion(
         mask_inputs=mask_inputs,
         perturbations_per_eval=perturbations_per_eval,
     )
-    with no_inference_mode():
+    with own_arithmetic():
         return _curve(passes, attributions, chosen, score_fn, shown_first=True)
 
 
@@ -164,7 +164,7 @@ def insertion(
         mask_inputs=mask_inputs,
         perturbations_per_eval=perturbations_per_eval,
     )
-    with no_inference_mode():
+    with own_arithmetic():
         return _curve(_starting_at(passes, baselines, chosen), attributions, chosen, score_fn, shown_first=False)
 
 
@@ -224,7 +224,7 @@ def overall(
         mask_inputs=mask_inputs,
         perturbations_per_eval=perturbations_per_eval,
     )
-    with no_inference_mode():
+    with own_arithmetic():
         deleted = _curve(passes, attributions, chosen, score_fn, shown_first=True)
         start = _starting_at(passes, insertion_baselines, chosen)
         inserted = _curve(start, attributions, chosen, score_fn, shown_first=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_fusion import functional as formulas
 from captum_fusion._passes.masking import Masking, MaskingOptions, checked_inputs, usable
-from captum_fusion._passes.modes import grad_mode, no_inference_mode
+from captum_fusion._passes.modes import as_called, grad_mode, own_arithmetic
 from captum_fusion._passes.passes import Passes
 from captum_fusion._types import Attributions, Baselines, Target, TensorOrTupleOfTensors
 from captum_fusion.functional import ScoreFn
@@ -74,7 +74,7 @@ def coherency(
     """
     with grad_mode(False):
         masking = Masking(tuple(map(usable, checked_inputs(inputs))), MaskingOptions(baselines, mask_inputs))
-    with no_inference_mode():
+    with own_arithmetic():
         maps = input_maps(attributions, masking)
         masked = _masked(masking, as_masks(maps, normalize), isinstance(inputs, tuple))
         again = _explain(explanation_func, masked, target, additional_forward_args, explanation_kwargs)
@@ -159,7 +159,7 @@ def adcc(
         mask_inputs=mask_inputs,
         perturbations_per_eval=perturbations_per_eval,
     )
-    with no_inference_mode():
+    with own_arithmetic():
         maps = input_maps(attributions, passes.masking)
         masks = as_masks(maps, normalize)
         whole = passes.clean_scores(function)
@@ -196,7 +196,8 @@ def _explain(
             f"{type(explanation_func).__name__}"
         )
     arguments = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
-    result = explanation_func(inputs, **{"target": target, **arguments, **(kwargs or {})})
+    with as_called():
+        result = explanation_func(inputs, **{"target": target, **arguments, **(kwargs or {})})
     return single_tensor(result, "explanation_func")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captum_fusion import functional as formulas
 from captum_fusion._arguments import share
-from captum_fusion._passes.modes import no_inference_mode
+from captum_fusion._passes.modes import own_arithmetic
 from captum_fusion._passes.passes import Passes
 from captum_fusion._types import Baselines, Target, TensorOrTupleOfTensors
 from captum_fusion.functional import ScoreFn
@@ -75,7 +75,7 @@ def confidences(
         mask_inputs=mask_inputs,
         perturbations_per_eval=perturbations_per_eval,
     )
-    with no_inference_mode():
+    with own_arithmetic():
         masks = as_masks(input_maps(attributions, passes.masking), normalize)
         masks = masks if area is None else formulas.with_area(masks, area)
         return passes.clean_scores(function), scores_under(masks, passes, function)
@@ -299,7 +299,7 @@ def win_rate(
         mask_inputs=mask_inputs,
         perturbations_per_eval=perturbations_per_eval,
     )
-    with no_inference_mode():
+    with own_arithmetic():
         own_maps = input_maps(attributions, passes.masking)
         other_maps = input_maps(other_attributions, passes.masking, "other_attributions")
         whole = passes.clean_scores(function)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_fusion import functional as formulas
 from captum_fusion._arguments import count, percentage, positive
-from captum_fusion._passes.modes import no_inference_mode
+from captum_fusion._passes.modes import own_arithmetic
 from captum_fusion._passes.passes import Passes
 from captum_fusion._types import Target, TensorOrTupleOfTensors
 from captum_fusion.functional import ScoreFn
@@ -108,7 +108,7 @@ def road(
     )
     if len(passes.spatial_size) != 2:
         raise ValueError(f"inputs: road needs two spatial dimensions, not {len(passes.spatial_size)}")
-    with no_inference_mode():
+    with own_arithmetic():
         flat = input_maps(attributions, passes.masking).flatten(1)
         ranks = torch.stack([pixel_ranks(flat, descending=True), pixel_ranks(flat, descending=False)])
         counts = torch.tensor([round(share / 100 * flat.shape[1]) for share in shares], device=flat.device)

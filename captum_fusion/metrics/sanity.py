@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from captum_fusion import functional as formulas
 from captum_fusion._arguments import count
-from captum_fusion._passes.modes import no_inference_mode
+from captum_fusion._passes.modes import as_called, own_arithmetic
 from captum_fusion._types import Target, TensorOrTupleOfTensors
 from captum_fusion.metrics._maps import channel_sum, single_tensor
 from captum_fusion.metrics.similarity import Similarity, similarity_function
@@ -92,12 +92,13 @@ def cascading_randomization(
     arguments = {"target": target, **attribute_kwargs}
     if additional_forward_args is not None:
         arguments["additional_forward_args"] = additional_forward_args
-    with no_inference_mode():
+    with own_arithmetic():
         method = copy.deepcopy(method)  # its layers are those of its copy of the network
         network: nn.Module = method.forward_func
 
         def explain() -> Tensor:
-            with _local_draws(network, seed):  # a method that draws at random draws the same for every network
+            # A method that draws at random draws the same for every network.
+            with as_called(), _local_draws(network, seed):
                 maps = single_tensor(method.attribute(inputs, **arguments), "method")
             return channel_sum(maps) if maps.dim() > 2 else formulas.at_least_float32(maps.detach())
 
