@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from captum_fusion import RISE
 from captum_fusion.__main__ import main
 from captum_fusion._commands.explain import open_image, plan
 from captum_fusion.attr.catalog import METHODS
@@ -68,6 +69,13 @@ def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in printed
 
 
+@pytest.fixture
+def few_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RISE with 200 masks instead of 4000."""
+    monkeypatch.setitem(RISE.__init__.__kwdefaults__, "n_masks", 200)
+
+
+@pytest.mark.usefixtures("few_masks")
 @pytest.mark.parametrize("method", ["fusion-cam", "union-cam", "grad-cam", "ablation-cam", "eigen-cam", "rise"])
 def test_explain_with_a_method(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
     target = SCENE.labels[0]
@@ -89,6 +97,7 @@ def test_explain_with_a_method(tmp_path: Path, method: str, capsys: pytest.Captu
     np.testing.assert_allclose(heat, wanted[0, 0].numpy(), atol=1e-4)
 
 
+@pytest.mark.usefixtures("few_masks")
 def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--model", "digits", "--method", "all", "--target", "0", "--save-map")
     assert explain(tmp_path, PICTURE, *arguments) == 0
