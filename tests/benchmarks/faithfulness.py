@@ -209,6 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("faithfulness"))
     parser.add_argument("--write", action="store_true", help="write docs/faithfulness.md and its figure")
     options = parser.parse_args(arguments)
+    torch.backends.cudnn.allow_tf32 = False  # convolutions on a GPU as precise as on the CPU
     if options.scores:
         StoredScoreCAM.read(options.scores)
 
