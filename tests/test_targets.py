@@ -417,3 +417,65 @@ def test_targets_are_modules(wrap: Any) -> None:
     restored = pickle.loads(pickle.dumps(score))
     same(restored.model.head.weight, model.head.weight)
     assert restored.score_fn == score.score_fn
+
+
+# ------------------------------------------------------------------------------------------------ other kinds of labels
+
+
+class Halves(nn.Module):
+    """One logit for each half of a picture; all pass through the layer ``split``, with a channel for each half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        left = torch.arange(x.shape[-1]) < x.shape[-1] // 2
+        channels = self.split(torch.cat([x * left, x * ~left], 1))
+        return 20 * channels.mean((2, 3)) - 4
+
+
+@pytest.mark.parametrize("method", [LayerScoreCAM, LayerFusionCAM, LayerHiResCAM])
+def test_labels_and_thresholds_of_a_scale(method: Any) -> None:
+    """Each label, or threshold of an ordinal scale, is explained by its own half."""
+    model, x = Halves().eval(), images(1, 1, 8, 8).abs()
+    options = {} if method is LayerHiResCAM else {"score_fn": "sigmoid"}
+    for target, half in enumerate((slice(0, 4), slice(4, 8))):
+        found = method(model, model.split, **options).attribute(x, target).relu()
+        assert float(found[..., half].sum() / found.sum()) > 0.9
+
+
+def test_one_logit_is_two_classes() -> None:
+    model, x = make(Net, outputs=1), images(2, 3, 8, 8)
+
+    class TwoClasses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            logit = self.model(x)
+            return torch.cat([torch.zeros_like(logit), logit], 1)
+
+    for make_method in (LayerFusionCAM, LayerFusionCAM.best):
+        found = make_method(model, model.relu2, score_fn="sigmoid").attribute(x, 0)
+        same(found, make_method(TwoClasses().eval(), model.relu2).attribute(x, 1), 1e-4)
+
+
+def test_the_expected_grade_is_a_score_without_a_target() -> None:
+    """By hand: the gradient of a sum of sigmoids."""
+    thresholds, x = Halves().eval(), images(1, 1, 8, 8).abs()
+
+    class ExpectedGrade(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.thresholds = thresholds
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.thresholds(x).sigmoid().sum(1)
+
+    found = LayerHiResCAM(ExpectedGrade().eval(), thresholds.split).attribute(x)
+    probability = thresholds(x).sigmoid()[0]
+    slopes = 20 / 64 * probability * (1 - probability)
+    left = torch.arange(8) < 4
+    same(found, torch.where(left, slopes[0] * x, slopes[1] * x))
