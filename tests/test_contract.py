@@ -349,17 +349,6 @@ def test_creates_no_tensor_on_the_default_device(cls: Any, x: Tensor) -> None:
     same(result, expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_and_data_parallel(cls: Any, x: Tensor) -> None:
-    model = make()
-    expected = cls(model, model.conv2).attribute(x, [0, 1, 2])
-    gpu = make().cuda()
-    for wrapped in (gpu, nn.DataParallel(gpu)):
-        result = cls(wrapped, gpu.conv2).attribute(x.cuda(), [0, 1, 2])
-        assert result.is_cuda
-        same(result.cpu(), expected, tolerance=1e-3)
-
-
 def test_data_parallel_on_the_cpu(cls: Any, x: Tensor) -> None:
     model = make()
     same(cls(nn.DataParallel(model), model.conv2).attribute(x, 1), cls(model, model.conv2).attribute(x, 1))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -216,7 +217,8 @@ def main() -> None:
     precisions = options.precisions or (["float32", "float16"] if on_gpu else ["float32"])
     card = torch.cuda.get_device_name(options.device) if on_gpu else "CPU"
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, captum {captum.__version__}"
-    head = f"{date.today()}, {card}, {versions}, TF32 {'on' if torch.backends.cuda.matmul.allow_tf32 else 'off'}"
+    tf32 = [name for name in ("cudnn", "cuda.matmul") if operator.attrgetter(name)(torch.backends).allow_tf32]
+    head = f"{date.today()}, {card}, {versions}, TF32 in float32: {' and '.join(tf32) or 'off'}"
     print(head, flush=True)
     lines: list[Line] = []
     notes: list[str] = []

@@ -6,6 +6,6 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
 "$python" -c 'import torch; assert torch.cuda.is_available(), "no GPU"'
-timeout 150 "$python" -m pytest -q -p no:cacheprovider -k "cuda or gpu" tests/test_contract.py tests/test_evaluation.py \
+timeout 150 "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py \
     || echo "the tests failed or took too long"
 timeout 320 "$python" -m tests.benchmarks.gpu --output "${1:-gpu.md}"
