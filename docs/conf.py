@@ -25,6 +25,7 @@ html_extra_path = ["llms.txt"]  # a summary for language models
 templates_path: list[str] = []
 
 nb_execution_mode = "off"  # tutorials keep their stored outputs
+nb_render_markdown_format = "myst"  # with tables, which plain CommonMark does not have
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]

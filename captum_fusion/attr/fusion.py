@@ -73,13 +73,14 @@ class FusionDetails(NamedTuple):
 
     def __repr__(self) -> str:
         """Shapes, scores, contributions and weights, without the maps."""
-        numbers = {
-            name: [round(number, 3) for number in values.flatten().tolist()]
+        texts = [
+            f"{name}={[round(value, 3) for value in values.tolist()]}"
             for name, values in self._asdict().items()
             if values is not None and not name.endswith("_map") and values.dim() == 1
-        }
-        weights = {name: getattr(self, name).round(decimals=3).tolist() for name in ("union_weights", "fusion_weights")}
-        texts = [f"{name}={value}" for name, value in {**numbers, **weights}.items()]
+        ]
+        for name in ("union_weights", "fusion_weights"):
+            pairs = [[round(weight, 3) for weight in pair] for pair in getattr(self, name).tolist()]
+            texts.append(f"{name}={pairs}")
         return f"FusionDetails(maps of shape {tuple(self.region_map.shape)}, {', '.join(texts)})"
 
 
