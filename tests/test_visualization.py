@@ -48,6 +48,13 @@ def test_every_method_of_captum_draws(method: str) -> None:
     assert pixels(figure).std() > 0.05
 
 
+@pytest.mark.parametrize("method", ["blended_heat_map", "heat_map", "masked_image", "alpha_scaling"])
+def test_small_values_are_drawn_like_large_ones(method: str) -> None:
+    image, heat = images(1, 3, 20, 30), torch.rand(1, 1, 5, 7)
+    small, large = (pixels(visualize_map(factor * heat, image, method=method)[0]) for factor in (1e-8, 1.0))
+    assert np.abs(small.astype(int) - large).max() <= 1, "and captum does not warn"
+
+
 def test_a_hot_spot_is_drawn_at_its_position() -> None:
     heat = torch.zeros(1, 1, 8, 16)
     heat[..., 1, 12] = 1

@@ -111,7 +111,7 @@ def visualize_map(
         _draw_contours(axis, heat, LEVELS if threshold is None else (share("threshold", threshold),), end, name, sign)
     else:
         viz.visualize_image_attr(
-            heat[..., None],
+            (heat / np.abs(heat).max())[..., None],  # captum normalises, but warns of maps with small values
             picture,
             method=method,
             sign=sign if sign != "negative" else "positive",  # a negative map has been inverted
