@@ -18,7 +18,7 @@ copyright = "2026, the captum_fusion authors"
 release = version = __version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "paper"]  # the paper has a format of its own
 html_theme = "furo"
 html_title = "captum_fusion"
 html_extra_path = ["llms.txt"]  # a summary for language models

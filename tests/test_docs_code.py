@@ -70,3 +70,15 @@ def test_the_other_librarys_code_gives_the_same_map(library: str, theirs: str, o
     found = names[theirs]
     found = torch.as_tensor(found[0] if isinstance(found, list) else found)
     assert min(correlations(found, names[ours])) > 0.99
+
+
+def test_the_steps_of_fusion_cam_have_the_numbers_that_the_page_gives() -> None:
+    page = "how_it_works.md"
+    names = run(page, blocks(page))
+    details = names["details"]
+    steps = (details.score, details.gradient_contribution, details.region_contribution, details.union_weights)
+    steps += (details.union_contribution, details.fusion_weights)
+    table = (ROOT / "docs" / page).read_text(encoding="utf-8").partition("| quantity |")[2].partition("\n\n")[0]
+    given = [float(number) for number in re.findall(r"\b0\.\d\d\b", table)]
+    # The page scores every channel, and its code the 56 that matter most.
+    assert given == pytest.approx(torch.cat([step.flatten() for step in steps]).tolist(), abs=0.011)
