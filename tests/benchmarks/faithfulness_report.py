@@ -41,6 +41,8 @@ COLUMNS = {
     "pointing_game": Column("pointing % ↑", 1, 1, None),
     "complexity": Column("area", 3, 1, None),
 }
+#: The last of the photographs that were used while the presets were chosen, in the order of their names.
+EXPLORED = "ILSVRC2012_val_00007007.jpg"
 #: The metrics that say how faithful a map is; Holm's correction is over these and the networks.
 FAITHFUL = ("overall", "average_drop", "road")
 
@@ -193,6 +195,7 @@ def price_figure(values: Values, methods: Sequence[str], samples: Callable[[str]
 def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: Mapping[str, str]) -> None:
     """Write ``report.md`` and ``price.png`` into the output folder; into docs with ``--write``."""
     values, slow = Values(rows), Values(slow_rows)
+    fresh = Values(row for row in rows if Path(row["image"]).name > EXPLORED)
     cost = _costs(rows) | _costs(slow_rows) | _costs(costs)
 
     def samples(method: str) -> str:
@@ -207,6 +210,10 @@ def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: 
         f"In brackets: 95 % bootstrap intervals over photographs ({len(values.photographs)} for each network).",
         "",
         *mean_table(values, values.methods, samples),
+        "The presets on the photographs that were not used while they were chosen "
+        f"({len(fresh.photographs)} for each network):",
+        "",
+        *mean_table(fresh, PRESETS, samples),
         f"Methods and metrics that need many more samples, on the first {len(slow.photographs)} photographs:",
         "",
         *mean_table(slow, slow.methods, samples),
