@@ -1,4 +1,4 @@
-"""The tutorials as they are stored: executed in order, without errors or warnings, small, and linked. Nothing is run."""
+"""The tutorials as they are stored: run in order, without errors or warnings, small and linked. Nothing is run here."""
 
 from __future__ import annotations
 
