@@ -1,4 +1,4 @@
-"""The generated parts of the documentation, made from the catalogue of methods.
+"""The generated parts of the documentation, made from the catalogue of methods and from measurements.
 
 ``python -m tests.docs_tables`` names the files that are out of date, and ``python -m tests.docs_tables --write``
 rewrites them. A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end: NAME -->``.
@@ -7,15 +7,22 @@ rewrites them. A generated part stands between ``<!-- generated: NAME -->`` and 
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from captum.attr import LayerAttribution
+from captum.attr import LayerAttribution, PerturbationAttribution
 
+from captum_fusion import GuidedFusionCAM, LayerAugmentedGradCAM, LayerLinearCAM
+from captum_fusion.attr._bases import BackgroundCAM, ReplacedCAM
 from captum_fusion.attr._info import FAMILIES
 from captum_fusion.attr.catalog import METHODS, Method
 
 ROOT = Path(__file__).parents[1]
+SAMPLES = Path(__file__).with_name("docs_samples.json")
 
 
 def methods_table() -> str:
@@ -45,11 +52,124 @@ def class_reference() -> str:
     return "\n".join(sections)
 
 
+#: The decision table: what is wanted, a row of docs/faithfulness.md, the call, and the name in docs/cost.md.
+CHOICES = (
+    ("Fusion-CAM as published", "Fusion-CAM", "`LayerFusionCAM`", "fusion-cam"),
+    ("nearly the same map at a constant cost", "Fusion-CAM, fast", "`LayerFusionCAM.fast`", None),
+    ("faithfulness first, at a constant cost", "Fusion-CAM, best", "`LayerFusionCAM.best`", None),
+    ("the same for fewer samples", "Fusion-CAM, 128 cell masks", "it with 128 masks", None),
+    ("the importance of each cell, with errors", "cell regression", "`LayerRegressionCAM`", None),
+    ("a first look, in one pass", "Grad-CAM", "captum's `LayerGradCam`", None),
+    ("a region map for few samples", "Group-CAM", "`LayerGroupCAM`", "group-cam"),
+    ("a map without gradients", "Score-CAM", "`LayerScoreCAM`", "score-cam"),
+    ("UnionCAM as published", "UnionCAM", "`LayerUnionCAM`", "union-cam"),
+)
+#: Columns of docs/faithfulness.md that the decision table repeats, and their headings in it.
+MEASURED = {
+    "forward samples, first photograph": "samples",
+    "ins - del ↑": "ins - del ↑",
+    "AD % at equal area ↓": "AD ↓",
+    "ROAD ↑": "ROAD ↑",
+    "energy in box ↑": "energy ↑",
+    "area": "area",
+}
+
+
+def decision_table() -> str:
+    """What to use for what, with the measurements of docs/faithfulness.md and docs/cost.md."""
+    lines = (ROOT / "docs" / "faithfulness.md").read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| method | forward samples"))
+    header, *rows = [_cells(line) for line in lines[start : lines.index("", start)] if not line.startswith("| ---")]
+    measured = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    return table(
+        ("wanted, and the method", *MEASURED.values(), "time"),
+        (
+            (f"{wanted}: {called}", *(measured[row][column] for column in MEASURED), _ratio(timed))
+            for wanted, row, called, timed in CHOICES
+        ),
+    )
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def _ratio(name: str | None) -> str:
+    """The smallest and largest median of a method's time, in plain forward passes of its samples."""
+    text = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    found = (
+        re.findall(rf"^\| [^|]+ \| {name}, batch [^|]+\|[^|]+\| \*\*([\d.]+)\*\*", text, re.MULTILINE) if name else []
+    )
+    return f"{min(found)} to {max(found)}" if found else "not measured"
+
+
+def comparison_matrix() -> str:
+    """Every method in the columns of captum's comparison matrix."""
+    counted = json.loads(SAMPLES.read_text(encoding="utf-8"))["samples"]
+    header = ("algorithm", "type", "application", "space", "passes", "samples", "counted", "baseline", "random")
+    return table(header, (_matrix_row(method, counted.get(method.info.name)) for method in METHODS.values()))
+
+
+def _matrix_row(method: Method, counted: dict[str, int] | None) -> tuple[str, ...]:
+    cls, cost = method.cls, method.info.cost
+    arguments = inspect.signature(cls.attribute).parameters
+    perturbs = issubclass(cls, PerturbationAttribution) or cls is GuidedFusionCAM
+    kinds = ["gradient"] * (" b" in cost) + ["perturbation"] * perturbs
+    chunks = "perturbations_per_eval" in arguments or cls is GuidedFusionCAM
+    return (
+        _shown(method),
+        (kinds[0] if len(kinds) == 1 else "both") if kinds else "activation",
+        _application(cls, " b" in cost),
+        "N F" + " P" * chunks,
+        "both" if " b" in cost else "forward",
+        cost,
+        "none" if counted is None else _counted(counted),
+        _baseline(cls, arguments),
+        "yes" if "seed" in inspect.signature(cls.__init__).parameters else "no",
+    )
+
+
+def _shown(method: Method) -> str:
+    name = method.cls.__name__
+    return f"{{class}}`~captum_fusion.{name}`" if _is_ours(method) else f"captum's `{name}`"
+
+
+def _application(cls: type[Any], gradients: bool) -> str:
+    if cls is LayerLinearCAM:
+        return "pooling, then one linear layer"
+    if cls is GuidedFusionCAM:
+        return "ReLUs that are modules"
+    if not issubclass(cls, LayerAttribution):
+        return "any function"
+    if cls is LayerAugmentedGradCAM:
+        return "differentiable, pictures"
+    return "differentiable" if gradients else "any layer"
+
+
+def _counted(counts: dict[str, int]) -> str:
+    """Samples through the network's last layers; if the first layers saw fewer, how many they saw; backward samples."""
+    text = f"{counts['above']}"
+    if counts["below"] != counts["above"]:
+        text += f" ({counts['below']} below)"
+    return text + f", {counts['backward']} b" * (counts["backward"] > 0)
+
+
+def _baseline(cls: type[Any], arguments: Any) -> str:
+    if cls is GuidedFusionCAM:
+        return "input, 0"
+    if "baselines" not in arguments:
+        return "no"
+    if issubclass(cls, BackgroundCAM):
+        return "blurred input"
+    return f"{'layer' if issubclass(cls, ReplacedCAM) else 'input'}, {arguments['baselines'].default}"
+
+
 #: What stands between the markers of each file.
 GENERATED: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"families": families_table},
     "docs/methods.md": {"methods": methods_table},
     "docs/api.md": {"classes": class_reference},
+    "docs/choosing.md": {"decision": decision_table, "matrix": comparison_matrix},
 }
 
 
@@ -92,14 +212,19 @@ def _note(method: Method) -> str:
 
 
 def _methods_row(method: Method) -> tuple[str, ...]:
-    name, info = method.cls.__name__, method.info
-    space = info.space
+    info, space = method.info, method.info.space
     if info.signed:
         space += ", signed"
     elif space == "input" and issubclass(method.cls, LayerAttribution):
         space += ", [0, 1]"
-    shown = f"{{class}}`~captum_fusion.{name}`" if _is_ours(method) else f"captum's `{name}`"
-    return shown, f"`{info.name}`", info.family, info.cost, space, f"[{info.citation}]({info.url}){_note(method)}"
+    return (
+        _shown(method),
+        f"`{info.name}`",
+        info.family,
+        info.cost,
+        space,
+        f"[{info.citation}]({info.url}){_note(method)}",
+    )
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 
 from captum_fusion.attr import _bases, catalog
 from captum_fusion.attr.catalog import METHODS
-from tests.docs_tables import GENERATED, ROOT, families_table, methods_table, rewritten
+from captum_fusion.evaluation.cost import cost
+from tests.docs_samples import count, size
+from tests.docs_tables import GENERATED, ROOT, SAMPLES, families_table, methods_table, rewritten
 
 #: The packages whose public classes the API reference must have.
 PUBLIC = (
@@ -50,6 +53,56 @@ def test_the_classes_that_can_follow_the_authors_code() -> None:
     named = re.findall(r"^\| {class}`~captum_fusion\.(\w+)`", section, re.MULTILINE)
     takes = [m.cls for m in METHODS.values() if "authors_code" in inspect.signature(m.cls.__init__).parameters]
     assert sorted(named) == sorted(cls.__name__ for cls in takes)
+
+
+def test_the_formulas_have_the_options_and_costs_of_the_classes() -> None:
+    checked = set()
+    for section in re.split(r"^### ", read("docs/formulas.md"), flags=re.MULTILINE)[1:]:
+        if "**Samples for each example:**" not in section:
+            continue  # a way to combine methods
+        heading, text = section.partition("\n")[0], " ".join(section.split())
+        classes = {m.cls.__name__: m for m in METHODS.values()}
+        method = classes[next(name for name in re.findall(r"\w+", text) if name in classes)]
+        checked.add(method.cls.__name__)
+        for fact in facts(method):
+            assert fact in text, f"docs/formulas.md, {heading}: {fact}"
+    assert len(checked) >= 25
+
+
+def facts(method: catalog.Method) -> list[str]:
+    """The lines below a method's formula: its options with their defaults, cost and paper."""
+    common = {"self", "forward_func", "model", "layer", "device_ids", "reshape"}
+    options = [p for p in inspect.signature(method.cls.__init__).parameters.values() if p.name not in common]
+    shown = [f"`{p.name}={literal(p.default)}`" for p in options]
+    lines = [f"- **Options:** {', '.join(shown)}. -"] if shown else []
+    info = method.info
+    return [*lines, f"- **Samples for each example:** {info.cost}. -", f"- **Paper:** [{info.citation}]({info.url})"]
+
+
+def test_the_counted_samples_are_those_of_the_formulas() -> None:
+    stored = json.loads(SAMPLES.read_text(encoding="utf-8"))
+    assert len(stored["samples"]) >= 25
+    for name, counts in stored["samples"].items():
+        expected = cost(name, stored["K"], stored["Z"])
+        if counts is None:
+            assert name == "cam"
+            continue
+        assert expected is not None
+        assert counts["backward"] == expected.backward_samples
+        found, most = counts["above"], expected.forward_samples + expected.layer_samples
+        assert found <= most
+        # Constant groups and components cost nothing, nor does FD-CAM's empty group.
+        assert found == most or name in ("group-cam", "decom-cam", "fd-cam"), name
+    assert size() == (stored["K"], stored["Z"])
+    for name in ("grad-cam", "group-cam"):
+        assert count(name) == stored["samples"][name]
+
+
+def literal(value: Any) -> str:
+    """A default as the pages write it."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    return "30 / 224" if value == 30 / 224 else repr(value)
 
 
 def directives() -> list[tuple[str, str, dict[str, str]]]:

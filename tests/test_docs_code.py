@@ -16,9 +16,9 @@ from torchvision.models import WeightsEnum
 from tests.docs_tables import ROOT
 
 #: Pages whose blocks run one after the other, as one program.
-PAGES = ("getting_started.md", "coming_from.md", "targets.md", "troubleshooting.md")
+PAGES = ("getting_started.md", "coming_from.md", "targets.md", "faq.md", "troubleshooting.md")
 #: Blocks with these words need a package or a download that the tests do without; they have tests of their own.
-ELSEWHERE = ("pytorch_grad_cam", "transformers")
+ELSEWHERE = ("pytorch_grad_cam", "transformers", "xplaincam", "quantus")
 
 
 def blocks(page: str) -> list[str]:
