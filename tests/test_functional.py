@@ -218,6 +218,11 @@ def test_contribution_by_hand() -> None:
     assert F.contribution(torch.tensor(1.0), torch.tensor(1.0 - 1e-4)) > 0
 
 
+def test_gain_has_no_room_above_1() -> None:
+    """Scores above 1 are no probabilities, and what is missing to 1 is then nothing."""
+    close(F.gain(torch.tensor([0.5, 1.0, 1.25]), torch.tensor([0.625, 1.5, 1.5])), [25.0, 0.0, 0.0])
+
+
 def test_contribution_weights_by_hand() -> None:
     pairs = torch.tensor([[0.3, 0.1], [-0.2, 0.4], [0.4, -0.2], [-0.2, -0.1], [0.0, 0.0], [1e-30, 3e-30]])
     expected = [[0.75, 0.25], [0.0, 1.0], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5], [0.25, 0.75]]
