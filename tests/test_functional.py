@@ -218,6 +218,11 @@ def test_contribution_by_hand() -> None:
     assert F.contribution(torch.tensor(1.0), torch.tensor(1.0 - 1e-4)) > 0
 
 
+def test_the_floor_of_a_contribution_is_relative_to_the_larger_score() -> None:
+    score, baseline = torch.tensor([1000.0, 0.001, -1000.0, 1000.0]), torch.tensor([999.98, 0.00099, -999.98, 999.9])
+    close(F.contribution(score, baseline), [0.0, 1e-5, 0.0, 0.1], 1e-4)
+
+
 def test_gain_has_no_room_above_1() -> None:
     """Scores above 1 are no probabilities, and what is missing to 1 is then nothing."""
     close(F.gain(torch.tensor([0.5, 1.0, 1.25]), torch.tensor([0.625, 1.5, 1.5])), [25.0, 0.0, 0.0])
