@@ -54,6 +54,7 @@ TESTS = (
     "tests/test_reference.py",
     "tests/test_reference_methods.py",
     "tests/test_special_methods.py",
+    "tests/test_faithfulness.py",
     "tests/test_not_finite.py",
     "tests/test_attacks.py",
     *(f"tests/{path.name}" for path in sorted((ROOT / "tests").glob("test_metrics*.py"))),
