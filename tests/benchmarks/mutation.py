@@ -63,11 +63,12 @@ TESTS = (
     "captum_fusion/attr",
     "tests/test_contract.py",
     "tests/test_docs.py",
+    "tests/test_edge_cases.py",
 )
-#: Of files with other tests, those of attr/fusion.py and of defaults; and not a test that starts processes.
+#: Of files with many other tests, those of attr/fusion.py and of defaults; and not a test that starts processes.
 CHOICE = (
     "(not test_contract or LayerFusionCAM or LayerUnionCAM) and (not test_docs or test_documented_defaults) "
-    "and not test_two_processes"
+    "and (not test_edge_cases or test_details) and not test_two_processes"
 )
 
 OPTIONS = ("-q", "-x", "-p", "no:cacheprovider", "--assert=plain", "-W", "ignore::pytest.PytestAssertRewriteWarning")
