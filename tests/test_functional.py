@@ -209,6 +209,26 @@ def test_weighted_activations_by_hand() -> None:
     close(F.weighted_activations(activations, weights), [[[5.0, 0.0]], [[0.0, 0.0]]])
 
 
+def test_there_can_be_as_many_clusters_as_channels() -> None:
+    """The maps of three channels with two positions, normalised: (0, 1), (1, 0) and (0, 0)."""
+    few = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]])
+    for groups in (3, 5):
+        assert sorted(F.cluster_channels(few, groups)[0].tolist()) == [0, 1, 2]
+
+
+def test_a_function_that_does_not_depend_on_the_score_has_no_derivatives() -> None:
+    constant, gradients = torch.ones((), requires_grad=True), torch.tensor([[[2.0, -1.0]]])
+    first, _, _ = F.smooth_derivatives(lambda score: constant.expand_as(score), torch.tensor([1.0]), gradients)
+    assert (first == 0).all()
+
+
+def test_weights_of_layers_without_gradients_and_activations_are_equal() -> None:
+    nothing = torch.zeros(1, 4)
+    for weighting in ("mean", "product", "uniform"):
+        close(F.layer_weights(nothing, nothing, weighting), [[0.25] * 4])
+    close(F.layer_weights(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), "product"), [[0.5, 0.5]])
+
+
 # ------------------------------------------------------------------------------------------------------- contributions
 
 
