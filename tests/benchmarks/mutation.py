@@ -314,7 +314,7 @@ def apply(mutant: Mutant) -> bool:
     for name, old in list(vars(module).items()):
         new = namespace.get(name)
         if isinstance(old, (int, float, tuple, dict, torch.Tensor)) and _text(old) != _text(new):
-            for other in [m for n, m in sys.modules.items() if n.startswith("captum_fusion") and m is not None]:
+            for other in [m for m in sys.modules.values() if str(vars(m).get("__file__")).startswith(str(ROOT))]:
                 if vars(other).get(name) is old:
                     setattr(other, name, new)
                     changed = True
