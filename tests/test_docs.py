@@ -189,3 +189,33 @@ def test_every_file_that_the_contributors_guide_names_exists() -> None:
     assert len(named) > 20
     for path in named:
         assert (ROOT / path).exists(), path
+
+
+def documented_defaults() -> dict[str, tuple[Any, str]]:
+    """The default of every argument of public functions and classes, and the one in the docstring."""
+    functions = {}
+    for package in ("captum_fusion", "captum_fusion.functional", "captum_fusion.metrics"):
+        for name, value in vars(importlib.import_module(package)).items():
+            if inspect.isfunction(value):
+                functions[name] = value
+            elif inspect.isclass(value):
+                own = vars(value).keys() & {"__init__", "attribute", "consensus"}
+                functions.update({f"{name}.{key}": getattr(value, key) for key in own})
+    found = {}
+    for name, function in functions.items():
+        entries = re.split(r"^ *(\w+) \([^\n]*\): ", inspect.getdoc(function) or "", flags=re.MULTILINE)
+        for argument, text in zip(entries[1::2], entries[2::2], strict=True):
+            stated = re.search(r"Default: (\S+)", text)
+            parameter = inspect.signature(function).parameters.get(argument)
+            if stated and parameter is not None:
+                found[f"{name}({argument})"] = parameter.default, stated[1].strip('`".,')
+    return found
+
+
+def test_documented_defaults_are_those_of_the_code() -> None:
+    found = {name: pair for name, pair in documented_defaults().items() if isinstance(pair[0], (int, float, str))}
+    assert found.pop("LayerShapCAM.attribute(baselines)") == ("mean", "0"), 'the text goes on: of LayerShapCAM "mean"'
+    assert found.pop("LayerAugmentedGradCAM.__init__(shift)") == (30 / 224, "30"), "the text goes on: / 224"
+    assert len(found) > 150
+    for name, (value, text) in found.items():
+        assert text == str(value) or (not isinstance(value, (bool, str)) and float(text) == value), name

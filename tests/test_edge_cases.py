@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -522,4 +523,5 @@ def test_details_are_printed_without_their_maps() -> None:
     assert text.startswith("FusionDetails(maps of shape (2, 1, 8, 8), score=[")
     assert "fusion_weights=[[" in text
     assert "tensor" not in text
+    assert re.search(r"\.\d{4}", text) is None, "three decimals"
     assert len(text) < 600

@@ -209,6 +209,26 @@ def test_weighted_activations_by_hand() -> None:
     close(F.weighted_activations(activations, weights), [[[5.0, 0.0]], [[0.0, 0.0]]])
 
 
+def test_there_can_be_as_many_clusters_as_channels() -> None:
+    """The maps of three channels with two positions, normalised: (0, 1), (1, 0) and (0, 0)."""
+    few = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]])
+    for groups in (3, 5):
+        assert sorted(F.cluster_channels(few, groups)[0].tolist()) == [0, 1, 2]
+
+
+def test_a_function_that_does_not_depend_on_the_score_has_no_derivatives() -> None:
+    constant, gradients = torch.ones((), requires_grad=True), torch.tensor([[[2.0, -1.0]]])
+    first, _, _ = F.smooth_derivatives(lambda score: constant.expand_as(score), torch.tensor([1.0]), gradients)
+    assert (first == 0).all()
+
+
+def test_weights_of_layers_without_gradients_and_activations_are_equal() -> None:
+    nothing = torch.zeros(1, 4)
+    for weighting in ("mean", "product", "uniform"):
+        close(F.layer_weights(nothing, nothing, weighting), [[0.25] * 4])
+    close(F.layer_weights(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), "product"), [[0.5, 0.5]])
+
+
 # ------------------------------------------------------------------------------------------------------- contributions
 
 
@@ -216,6 +236,16 @@ def test_contribution_by_hand() -> None:
     score, baseline = torch.tensor([0.8, 0.1, 0.5, 1.0, 2e-9]), torch.tensor([0.2, 0.4, 0.5, 1.0 - 2.5e-5, 1e-9])
     close(F.contribution(score, baseline), [0.6, -0.3, 0.0, 0.0, 1e-9], 1e-6)
     assert F.contribution(torch.tensor(1.0), torch.tensor(1.0 - 1e-4)) > 0
+
+
+def test_the_floor_of_a_contribution_is_relative_to_the_larger_score() -> None:
+    score, baseline = torch.tensor([1000.0, 0.001, -1000.0, 1000.0]), torch.tensor([999.98, 0.00099, -999.98, 999.9])
+    close(F.contribution(score, baseline), [0.0, 1e-5, 0.0, 0.1], 1e-4)
+
+
+def test_gain_has_no_room_above_1() -> None:
+    """Scores above 1 are no probabilities, and what is missing to 1 is then nothing."""
+    close(F.gain(torch.tensor([0.5, 1.0, 1.25]), torch.tensor([0.625, 1.5, 1.5])), [25.0, 0.0, 0.0])
 
 
 def test_contribution_weights_by_hand() -> None:

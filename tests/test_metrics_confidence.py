@@ -143,6 +143,14 @@ def test_coherency_calls_the_method_as_captum_would() -> None:
     assert coherency(x, maps, explanation_func=smaller).shape == (2,), "of another size, with channels"
 
 
+def test_coherency_records_no_graph() -> None:
+    x, maps = images(2, 3, 4, 4).requires_grad_(), torch.rand(2, 1, 4, 4)
+    explain, baselines = Explainer(maps), torch.zeros(1, 3, 4, 4).requires_grad_()
+    assert not coherency(x, maps, 1, explanation_func=explain, baselines=baselines).requires_grad
+    ((masked, _),) = explain.calls
+    assert not masked.requires_grad
+
+
 def test_coherency_of_several_inputs() -> None:
     x = (images(2, 3, 8, 8), images(2, 3, 12, 12), images(2, 5))
     explain = Explainer(torch.rand(2, 1, 4, 4))

@@ -72,6 +72,7 @@ def test_noise() -> None:
     same(extra[0], extra[1])
     same(extra[0, :, 20:], extra[2, :, 20:])
     assert float(extra[2].std()) == pytest.approx(0.1, rel=0.05)
+    assert float(extra[2].mean()) == pytest.approx(0, abs=0.01)
     assert not torch.equal(impute(x, known, noise=0.1, seed=1), noisy)
     state = torch.get_rng_state()
     assert torch.equal(impute(x, known, noise=0.1), noisy)
@@ -100,6 +101,7 @@ def test_road_by_hand() -> None:
     wrong = road(Left().eval(), image, -image, 0, percentiles=[50], **options)
     assert wrong.combined.tolist() == pytest.approx([-2])
     constant = road(make(), images(2, 3, 8, 8), torch.ones(2, 1, 8, 8), 1)
+    assert constant.percentiles.tolist() == [10, 20, 30, 40, 50, 60, 70, 80, 90]
     assert constant.combined.tolist() == pytest.approx([0, 0], abs=1e-7)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_fusion import RISE, GuidedFusionCAM, LayerFusionCAM, metrics
+from captum_fusion import RISE, GuidedFusionCAM, LayerFusionCAM, LayerUnionCAM, metrics
 from captum_fusion import functional as F
 from captum_fusion.attr.fusion import single
 from tests.classes import CLASSES, few
@@ -180,3 +180,13 @@ def test_a_fusion_changes_smoothly_with_contributions_near_the_floor() -> None:
     assert (weights[0] == 0.5).all(), "all is noise"
     assert ((weights[-1] - 0.5).abs() > 0.1).any(), "nothing is"
     assert weights.diff(dim=0).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("cls", [LayerFusionCAM, LayerUnionCAM])
+@pytest.mark.parametrize("weighting", ["normalized", "raw"])
+def test_contributions_that_are_noise_are_0_if_they_are_normalized(cls: Any, weighting: str) -> None:
+    model, x = make(FlatHead, seed=3).double(), images(3, 3, 8, 8, seed=2).double()
+    fusion = cls(model, model.conv2, weighting=weighting, score_fn=lambda output: 1 + 1e-6 * output)
+    _, details = single(fusion.attribute(x, 2, return_details=True))
+    found = torch.cat([details.gradient_contribution, details.region_contribution, details.union_contribution])
+    assert (found == 0).all() if weighting == "normalized" else (found != 0).all()

@@ -185,6 +185,12 @@ def test_interactions_of_an_even_number_of_cells_do_not_matter() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
+def test_masks_without_cells_say_nothing() -> None:
+    weights, errors = cell_regression(torch.zeros(4, 3), torch.rand(2, 4), torch.ones(2, 3))
+    assert (weights == 0).all()
+    assert (errors == 0).all()
+
+
 def test_one_pair_of_masks() -> None:
     model, x = Linear(2, 2).eval(), images(1, 2, 2, 2)
     _, details = LayerRegressionCAM(model, model.layer, n_masks=2, score_fn="identity").attribute(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_fusion import functional as formulas
 from captum_fusion._passes.masking import Masking, MaskingOptions, checked_inputs, usable
-from captum_fusion._passes.modes import as_called, grad_mode, own_arithmetic
+from captum_fusion._passes.modes import as_called, own_arithmetic
 from captum_fusion._passes.passes import Passes
 from captum_fusion._types import Attributions, Baselines, Target, TensorOrTupleOfTensors
 from captum_fusion.functional import ScoreFn
@@ -72,9 +72,8 @@ def coherency(
         >>> coherency(images, attributions, [3, 7], explanation_func=method.attribute).shape
         torch.Size([2])
     """
-    with grad_mode(False):
-        masking = Masking(tuple(map(usable, checked_inputs(inputs))), MaskingOptions(baselines, mask_inputs))
     with own_arithmetic():
+        masking = Masking(tuple(map(usable, checked_inputs(inputs))), MaskingOptions(baselines, mask_inputs))
         maps = input_maps(attributions, masking)
         masked = _masked(masking, as_masks(maps, normalize), isinstance(inputs, tuple))
         again = _explain(explanation_func, masked, target, additional_forward_args, explanation_kwargs)
@@ -177,8 +176,7 @@ def adcc(
 def _masked(masking: Masking, masks: Tensor, as_tuple: bool) -> TensorOrTupleOfTensors:
     """The inputs, each under one mask (N, 1, *input spatial); a tuple where the user gave one."""
     owners = torch.arange(masking.examples, device=masks.device)
-    with grad_mode(False):
-        masked = masking.masked(lambda chunk, size: formulas.upsample(masks[chunk], size), owners)
+    masked = masking.masked(lambda chunk, size: formulas.upsample(masks[chunk], size), owners)
     return masked if as_tuple else masked[0]
 
 
