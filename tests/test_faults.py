@@ -168,6 +168,26 @@ def test_runs_that_are_killed_at_random_moments(tmp_path: Path) -> None:
         assert not [path for path in folder.rglob(".*") if path.is_file() and path.suffix not in (".lock", "")]
 
 
+def test_a_file_that_a_killed_run_was_writing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def killed(partial: str, path: Path) -> None:
+        if path.suffix == ".svg":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(partial, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        assert in_child(lambda: run(tmp_path, **OPTIONS)) == -signal.SIGKILL
+    left = [path for path in tmp_path.rglob(".*.svg.*") if path.is_file()]
+    assert len(left) == 1
+    mine = tmp_path / "figures" / ".mine"
+    mine.touch()
+    run(tmp_path, **OPTIONS)
+    assert not left[0].exists()
+    assert mine.exists()
+
+
 def test_a_disk_that_is_full(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The file of the rows ends in the middle of one: the disk's error is raised, and the next run goes on."""
     whole = run(tmp_path / "whole", **OPTIONS)

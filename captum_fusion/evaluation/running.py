@@ -24,7 +24,7 @@ from captum_fusion.evaluation.network import Network, drawing_name, prepare
 from captum_fusion.evaluation.processes import Processes, processes
 from captum_fusion.evaluation.settings import FOLDERS, Settings, agree, make_study
 from captum_fusion.evaluation.sources import open_dataset
-from captum_fusion.evaluation.store import Row, Rows, Store
+from captum_fusion.evaluation.store import Row, Rows, Store, remove_parts
 
 
 class Evaluation(NamedTuple):
@@ -221,6 +221,7 @@ class _Run:
             keeps_disk = world.rank == 0 or (world.local_rank == 0 and not same_disk)
             try:
                 if keeps_disk:
+                    remove_parts(output, FOLDERS)
                     agree(output, settings, next(mine.lines(), None) is not None, _say)
             except ValueError as error:
                 problem = str(error)

@@ -312,15 +312,28 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
+#: The end of the names of files that are being written.
+_PART = ".captum_fusion.part"
+
+
+def remove_parts(folder: Path, subfolders: Iterable[str]) -> None:
+    """Remove what killed processes have left of files in a folder and its named subfolders. Nobody may be writing."""
+    pattern = f".*{_PART}"
+    for path in [*folder.glob(pattern), *(path for name in subfolders for path in (folder / name).rglob(pattern))]:
+        path.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file completely or not at all, and wait until it is on disk.
+
+    A process that is killed meanwhile leaves a part of it, which :func:`remove_parts` removes.
 
     Args:
         path (Path): The file; its folder is created if necessary.
         content (bytes): Its content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
