@@ -135,6 +135,12 @@ def images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def correlations(first: Tensor, second: Tensor) -> list[float]:
+    """Pearson's correlation of each pair of maps; NaN where one of them is constant."""
+    first, second = (maps.detach().cpu().double().flatten(1) for maps in (first, second))
+    return [float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in zip(first, second, strict=True)]
+
+
 def hooks_on(model: nn.Module) -> int:
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(module, name)) for module in model.modules() for name in names)

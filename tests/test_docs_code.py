@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import Tensor
 from torchvision.models import WeightsEnum
 
 from tests.docs_tables import ROOT
+from tests.networks import correlations
 
 #: Pages whose blocks run one after the other, as one program.
 PAGES = ("getting_started.md", "coming_from.md", "targets.md", "faq.md", "troubleshooting.md")
@@ -40,13 +40,6 @@ def run(page: str, code: list[str]) -> dict[str, Any]:
     for number, block in enumerate(code):
         exec(compile(block, f"{page}, block {number}", "exec"), names)
     return names
-
-
-def correlations(first: Tensor, second: Tensor) -> list[float]:
-    return [
-        float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])
-        for one, other in zip(first.detach(), second.detach(), strict=True)
-    ]
 
 
 @pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require")

@@ -21,17 +21,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.classes import EVERY_CLASS, build, chunked
+from tests.classes import build, chunked
 from tests.networks import Net, images, make, state_of
 from tests.nightly import amount
 from tests.test_evaluation import content, content_of, run
 
 TARGETS = [0, 3]
-
-
-@pytest.fixture(params=EVERY_CLASS, ids=lambda cls: cls.__name__)
-def cls(request: pytest.FixtureRequest) -> Any:
-    return request.param
 
 
 class Faulty(Net):
@@ -64,9 +59,9 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-def test_a_network_that_fails_at_any_call(cls: Any, kind: str) -> None:
+def test_a_network_that_fails_at_any_call(every_cls: Any, kind: str) -> None:
     model, x = make(Faulty), images(2, 3, 6, 6)
-    method, limit = build(cls, model, model.relu2), chunked(cls, 8)
+    method, limit = build(every_cls, model, model.relu2), chunked(every_cls, 8)
     expected, before, given = method.attribute(x, TARGETS, **limit), state_of(model, x), x.clone()
     calls = model.calls
     for at in range(1, calls + 1):
@@ -81,11 +76,11 @@ def test_a_network_that_fails_at_any_call(cls: Any, kind: str) -> None:
     same(method.attribute(x, TARGETS, **limit), expected)
 
 
-def test_a_network_that_fails_once(cls: Any) -> None:
+def test_a_network_that_fails_once(every_cls: Any) -> None:
     """An error that does not come back is raised, or the map is right as if it had not been."""
     model, x = make(Faulty), images(2, 3, 6, 6)
     model.once = True
-    method, limit = build(cls, model, model.relu2), chunked(cls, 8)
+    method, limit = build(every_cls, model, model.relu2), chunked(every_cls, 8)
     expected, before = method.attribute(x, TARGETS, **limit), state_of(model, x)
     for at in range(1, model.calls + 1):
         model.calls, model.at, model.error = 0, at, ERRORS["error"]()
@@ -101,10 +96,10 @@ def test_a_network_that_fails_once(cls: Any) -> None:
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_memory_for_two_samples_is_enough(cls: Any, deterministic: bool) -> None:
+def test_memory_for_two_samples_is_enough(every_cls: Any, deterministic: bool) -> None:
     """Chunks become smaller until they fit; those that a user has asked for do not."""
     model, x = make(Faulty), images(1, 3, 6, 6)
-    method = build(cls, model, model.relu2)
+    method = build(every_cls, model, model.relu2)
     expected, before = method.attribute(x, 1), state_of(model, x)
     model.most = 2
     torch.use_deterministic_algorithms(deterministic)
@@ -114,10 +109,10 @@ def test_memory_for_two_samples_is_enough(cls: Any, deterministic: bool) -> None
         torch.use_deterministic_algorithms(False)
     assert state_of(model, x) == before
     model.most = 1
-    if chunked(cls, 8):
+    if chunked(every_cls, 8):
         calls = model.calls
         with pytest.raises(torch.OutOfMemoryError, match="in this test"):
-            method.attribute(x, 1, **chunked(cls, 8))
+            method.attribute(x, 1, **chunked(every_cls, 8))
         assert model.calls > calls
         assert state_of(model, x) == before
 

@@ -24,11 +24,6 @@ from tests.networks import FlatHead, Net, hooks_on, images, make
 from tests.nightly import NIGHTLY, amount
 
 
-@pytest.fixture(params=EVERY_CLASS, ids=lambda cls: cls.__name__)
-def cls(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
 def live_tensors() -> int:
     gc.collect()
     return sum(issubclass(type(value), Tensor) for value in gc.get_objects())
@@ -39,15 +34,15 @@ def memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def test_calls_leave_nothing_behind(cls: Any) -> None:
+def test_calls_leave_nothing_behind(every_cls: Any) -> None:
     model, x = make(), images(2, 3, 6, 6)
-    method = build(cls, model, model.relu2)
+    method = build(every_cls, model, model.relu2)
 
     def calls(number: int) -> None:
         for turn in range(number):
             with shared_work():
                 method.attribute(x, [0, 3])
-            fresh = build(cls, model, model.relu2)
+            fresh = build(every_cls, model, model.relu2)
             with contextlib.suppress(IndexError, RuntimeError):
                 fresh.attribute(x, [0, 7] if turn % 2 else [0, 3])
 
@@ -62,10 +57,10 @@ def test_calls_leave_nothing_behind(cls: Any) -> None:
         assert memory() - warm < 2**23
 
 
-def test_networks_are_not_kept_alive(cls: Any) -> None:
+def test_networks_are_not_kept_alive(every_cls: Any) -> None:
     """Explaining one network after the other keeps none of them."""
     model = make()
-    method = build(cls, model, model.relu2)
+    method = build(every_cls, model, model.relu2)
     method.attribute(images(1, 3, 6, 6), 1)
     gone = weakref.ref(model)
     del model, method

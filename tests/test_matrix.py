@@ -35,18 +35,13 @@ EXCEPTIONS = {
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@pytest.fixture(params=EVERY_CLASS, ids=lambda cls: cls.__name__)
-def cls(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
 @pytest.mark.filterwarnings("ignore:the model is in train mode")
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_cell(cls: Any, name: str) -> None:
-    if (cls, name) in NOT_APPLICABLE:
+def test_cell(every_cls: Any, name: str) -> None:
+    if (every_cls, name) in NOT_APPLICABLE:
         pytest.skip("not applicable")
-    message = EXCEPTIONS.get((cls, name), ERRORS.get(name))
-    found = cell(CONDITIONS[name], ours(cls))
+    message = EXCEPTIONS.get((every_cls, name), ERRORS.get(name))
+    found = cell(CONDITIONS[name], ours(every_cls))
     if found.kind == "fails":
         raise AssertionError(found.why) from found.error
     assert found.kind == ("works" if message is None else "error"), found.error or "no error"
@@ -59,7 +54,7 @@ def test_cell(cls: Any, name: str) -> None:
     assert maps.dtype is DTYPES.get(name, torch.float32)
     assert not maps.requires_grad
     assert maps.is_contiguous()
-    if cls in INPUT_SPACE:
+    if every_cls in INPUT_SPACE:
         finite = maps[maps.isfinite()]
         assert ((finite >= 0) & (finite <= 1)).all()
 

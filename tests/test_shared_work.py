@@ -397,4 +397,4 @@ def test_passes_of_another_precision_are_not_shared() -> None:
             method.attribute(x, 1)
         found = method.attribute(x, 1)
     assert found.dtype is expected.dtype
-    torch.testing.assert_close(found, expected)
+    same(found, expected)

@@ -14,6 +14,7 @@ from captum.attr import LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 
 from captum_fusion import LayerFusionCAM, LayerScoreCAM, functional
+from tests.networks import correlations
 
 TARGETS = [7, 0, 3, 9]
 
@@ -48,13 +49,6 @@ def torchcams(model: nn.Module, layer: str, x: Tensor, targets: list[int], **opt
     with score_cam(model, layer, **options) as extractor, torch.no_grad():
         model(x)
         return extractor(targets)[0][:, None]
-
-
-def correlations(a: Tensor, b: Tensor) -> list[float]:
-    return [
-        float(torch.corrcoef(torch.stack([one, other]))[0, 1])
-        for one, other in zip(a.flatten(1), b.flatten(1), strict=True)
-    ]
 
 
 def test_score_cam_correlates_with_torchcam() -> None:

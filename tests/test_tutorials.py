@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.docs_tables import ROOT
+
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 LARGEST = 1_500_000  # bytes
 
