@@ -44,32 +44,29 @@ def callers_autocast() -> tuple[tuple[str, torch.dtype], ...]:
 
 
 @contextlib.contextmanager
-def own_arithmetic() -> Iterator[None]:
-    """Leave the caller's inference mode and autocast. The network itself runs in :func:`as_called`."""
+def _autocast(enabled: bool) -> Iterator[None]:
+    """The caller's autocast, or none and a note of the caller's."""
     state = callers_autocast()
-    token = _CALLERS_AUTOCAST.set(state)
+    token = _CALLERS_AUTOCAST.set(None if enabled else state)
     try:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(grad_mode(torch.is_grad_enabled()))
-            for kind, _ in state:
-                stack.enter_context(torch.autocast(kind, enabled=False))
+            for kind, dtype in state:
+                stack.enter_context(torch.autocast(kind, dtype, enabled=enabled))
             yield
     finally:
         _CALLERS_AUTOCAST.reset(token)
 
 
 @contextlib.contextmanager
-def as_called() -> Iterator[None]:
+def own_arithmetic() -> Iterator[None]:
+    """Leave the caller's inference mode and autocast. The network itself runs in :func:`as_called`."""
+    with grad_mode(torch.is_grad_enabled()), _autocast(enabled=False):
+        yield
+
+
+def as_called() -> contextlib.AbstractContextManager[None]:
     """Within :func:`own_arithmetic`, the caller's autocast, for a call of the network."""
-    state = callers_autocast()
-    token = _CALLERS_AUTOCAST.set(None)
-    try:
-        with contextlib.ExitStack() as stack:
-            for kind, dtype in state:
-                stack.enter_context(torch.autocast(kind, dtype))
-            yield
-    finally:
-        _CALLERS_AUTOCAST.reset(token)
+    return _autocast(enabled=True)
 
 
 _LOCK = threading.RLock()

@@ -73,14 +73,13 @@ class FusionDetails(NamedTuple):
 
     def __repr__(self) -> str:
         """Shapes, scores, contributions and weights, without the maps."""
-        texts = [
-            f"{name}={[round(value, 3) for value in values.tolist()]}"
+        scores = {
+            name: values
             for name, values in self._asdict().items()
             if values is not None and not name.endswith("_map") and values.dim() == 1
-        ]
-        for name in ("union_weights", "fusion_weights"):
-            pairs = [[round(weight, 3) for weight in pair] for pair in getattr(self, name).tolist()]
-            texts.append(f"{name}={pairs}")
+        }
+        shown = {**scores, "union_weights": self.union_weights, "fusion_weights": self.fusion_weights}
+        texts = [f"{name}={values.cpu().double().round(decimals=3).tolist()}" for name, values in shown.items()]
         return f"FusionDetails(maps of shape {tuple(self.region_map.shape)}, {', '.join(texts)})"
 
 
