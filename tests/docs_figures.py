@@ -46,38 +46,38 @@ def draw(inputs: Tensor, attribution: Tensor, details: FusionDetails, alone: flo
     weighted_union, weighted_region = weigh((d.union_map, d.region_map), d.fusion_weights)
     dropped = float((d.gradient_map != d.denoised_map).float().mean())
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (NORMALISATION.mean, NORMALISATION.std))
-    picture = to_picture((inputs[0] * std + mean).clamp(0, 1))
 
-    def seen(name: str, symbol: str, heat: Tensor, gain: Tensor) -> tuple[str, Tensor, bool]:
-        text = f"3. picture under {name}\np = {float(gain) + base:.2f}, contribution {symbol} = {float(gain):.2f}"
-        return text, heat, True
+    def under(mask: Tensor) -> Any:
+        """What the network sees: where the mask is 0, the normalised input is 0, which is ImageNet's mean colour."""
+        return to_picture(((inputs * mask)[0] * std + mean).clamp(0, 1))
 
-    union = seen("L_u", "B_u", d.union_map, d.union_contribution)
-    panels: list[tuple[str, Tensor | None, bool]] = [
-        (f"picture\nespresso: p = {float(d.score):.2f}", None, False),
-        ("1. gradient map G\nN(Grad-CAM)", d.gradient_map, False),
-        (f"1. denoised L_d\n{dropped:.0%} of the pixels set to 0".replace("%", " %"), d.denoised_map, False),
-        ("2. region map L_r\nN(Score-CAM)", d.region_map, False),
-        seen("L_d", "B_d", d.denoised_map, d.gradient_contribution),
-        seen("L_r", "B_r", d.region_map, d.region_contribution),
-        (f"4. union L_u\nN({w_d:.2f} L_d + {w_r:.2f} L_r)", d.union_map, False),
-        (union[0].replace("3.", "4."), d.union_map, True),
-        (f"5. P = {v_u:.2f} L_u", weighted_union, False),
-        (f"5. Q = {v_r:.2f} L_r", weighted_region, False),
-        (f"5. similarity s = 1 - |P - Q|\nfrom {float(d.similarity_map.min()):.2f} to 1", d.similarity_map, False),
-        (f"5. Fusion-CAM L\np = {alone:.2f} under L", attribution, False),
+    def seen(step: int, name: str, symbol: str, heat: Tensor, gain: Tensor) -> tuple[str, Any]:
+        score = f"p = {float(gain) + base:.2f}, contribution {symbol} = {float(gain):.2f}"
+        return f"{step}. picture under {name}\n{score}", under(heat)
+
+    picture = under(torch.ones(()))
+    panels: list[tuple[str, Any]] = [  # maps as tensors, pictures as arrays
+        (f"picture\nespresso: p = {float(d.score):.2f}", picture),
+        ("1. gradient map G\nN(Grad-CAM)", d.gradient_map),
+        (f"1. denoised L_d\n{dropped:.0%} of the pixels set to 0".replace("%", " %"), d.denoised_map),
+        ("2. region map L_r\nN(Score-CAM)", d.region_map),
+        seen(3, "L_d", "B_d", d.denoised_map, d.gradient_contribution),
+        seen(3, "L_r", "B_r", d.region_map, d.region_contribution),
+        (f"4. union L_u\nN({w_d:.2f} L_d + {w_r:.2f} L_r)", d.union_map),
+        seen(4, "L_u", "B_u", d.union_map, d.union_contribution),
+        (f"5. P = {v_u:.2f} L_u", weighted_union),
+        (f"5. Q = {v_r:.2f} L_r", weighted_region),
+        (f"5. similarity s = 1 - |P - Q|\nfrom {float(d.similarity_map.min()):.2f} to 1", d.similarity_map),
+        (f"5. Fusion-CAM L\np = {alone:.2f} under L", attribution),
     ]
     figure = Figure(figsize=(4 * PANEL, 3 * (PANEL + 0.42) + 0.55), layout="constrained")
     axes: Any = figure.subplots(3, 4)
-    for axis, (title, heat, masks) in zip(axes.flat, panels, strict=True):
-        if heat is None or masks:
-            # As the network sees it: where the map is 0, the normalised input is 0, which is ImageNet's mean colour.
-            masked = inputs if heat is None else inputs * heat
-            axis.imshow(to_picture((masked[0] * std + mean).clamp(0, 1)))
-            axis.set_axis_off()
+    for axis, (title, shown) in zip(axes.flat, panels, strict=True):
+        if isinstance(shown, Tensor):  # all maps have one scale, so that the weights can be seen
+            visualize_map(shown, picture, fig_axis=(figure, axis), method="heat_map", scale=1.0)
         else:
-            # Weighted maps and all others have one scale, so that the weights can be seen.
-            visualize_map(heat, picture, fig_axis=(figure, axis), method="heat_map", scale=1.0)
+            axis.imshow(shown)
+            axis.set_axis_off()
         set_title(axis, title, PANEL)
     colour_bar(figure, list(axes.flat), "inferno", (0.0, 1.0), "value of the map, on one scale for all maps")
     return figure

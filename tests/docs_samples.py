@@ -7,12 +7,12 @@ minutes on one core, most of them for SS-CAM.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import torch
 
 from captum_fusion.attr.catalog import METHODS
 from captum_fusion.demo import photographs
+from captum_fusion.evaluation.network import Meter
 from captum_fusion.functional import live_channels
 from tests.docs_tables import SAMPLES
 
@@ -24,19 +24,10 @@ def count(name: str) -> dict[str, int] | None:
     model = photographs.load_model()
     photograph = photographs.load_photographs()[0]
     inputs, target = photographs.preprocess(photograph.image), photograph.labels[0]
-    counts = {"below": 0, "above": 0, "backward": 0}
-
-    def counter(kind: str) -> Any:
-        def add(module: Any, given: Any, output: Any) -> None:
-            counts[kind] += len(output[0] if kind == "backward" else output)
-
-        return add
-
-    model.features[0].register_forward_hook(counter("below"))
-    model.classifier[3].register_forward_hook(counter("above"))
-    model.classifier[3].register_full_backward_hook(counter("backward"))
-    METHODS[name].build(model, [model.features]).attribute(inputs, target)
-    return counts
+    with Meter(model.features[0], inputs.device) as first, Meter(model.classifier[3], inputs.device) as last:
+        METHODS[name].build(model, [model.features]).attribute(inputs, target)
+    below, above = int(first.costs["forward_samples"]), int(last.costs["forward_samples"])
+    return {"below": below, "above": above, "backward": int(last.costs["backward_samples"])}
 
 
 def size() -> tuple[int, int]:

@@ -205,15 +205,16 @@ def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: 
     def mean_samples(method: str) -> float:
         return float(np.mean([cost[network, method] for network in values.networks]))
 
+    unused: list[str] = []
+    if number := len(fresh.photographs):
+        title = f"The presets on the photographs that were not used while they were chosen ({number} for each network):"
+        unused = [title, "", *mean_table(fresh, PRESETS, samples)]
     lines = [
         "Means over photographs and networks. Fusion-CAM: its values; other methods: paired differences to it.",
         f"In brackets: 95 % bootstrap intervals over photographs ({len(values.photographs)} for each network).",
         "",
         *mean_table(values, values.methods, samples),
-        "The presets on the photographs that were not used while they were chosen "
-        f"({len(fresh.photographs)} for each network):",
-        "",
-        *mean_table(fresh, PRESETS, samples),
+        *unused,
         f"Methods and metrics that need many more samples, on the first {len(slow.photographs)} photographs:",
         "",
         *mean_table(slow, slow.methods, samples),

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -217,8 +216,9 @@ def main() -> None:
     precisions = options.precisions or (["float32", "float16"] if on_gpu else ["float32"])
     card = torch.cuda.get_device_name(options.device) if on_gpu else "CPU"
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, captum {captum.__version__}"
-    tf32 = [name for name in ("cudnn", "cuda.matmul") if operator.attrgetter(name)(torch.backends).allow_tf32]
-    head = f"{date.today()}, {card}, {versions}, TF32 in float32: {' and '.join(tf32) or 'off'}"
+    switches = {"cudnn": torch.backends.cudnn.allow_tf32, "cuda.matmul": torch.backends.cuda.matmul.allow_tf32}
+    tf32 = " and ".join(name for name, on in switches.items() if on) or "off"
+    head = f"{date.today()}, {card}, {versions}, TF32 in float32: {tf32}"
     print(head, flush=True)
     lines: list[Line] = []
     notes: list[str] = []

@@ -27,7 +27,6 @@ import random
 import re
 import resource
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -294,10 +293,7 @@ def apply(mutant: Mutant) -> bool:
     module = sys.modules[mutant.module.removesuffix(".py").replace("/", ".").removesuffix(".__init__")]
     before = [f for f in gc.get_objects() if type(f) is FunctionType and f.__code__.co_filename == path]
     namespace: dict[str, Any] = {"__name__": module.__name__, "__file__": path}
-    try:
-        exec(compile(mutant.source, path, "exec", dont_inherit=True), namespace)
-    except Exception:
-        os._exit(1)  # the module cannot be imported
+    exec(compile(mutant.source, path, "exec", dont_inherit=True), namespace)
     known, after = {id(f) for f in before}, {}
     for f in gc.get_objects():
         if type(f) is FunctionType and f.__code__.co_filename == path and id(f) not in known:
@@ -370,18 +366,17 @@ class _Run:
         if process:
             return process
         resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
-        status = UNSEEN
+        status = 1  # also of a module that cannot be imported
         try:
             if mutant.operator != CONTROL and not apply(mutant):
-                return os._exit(UNSEEN)
+                status = UNSEEN
+                return process
             null = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(null, stream)
             for item, following in zip(items, [*items[1:], None], strict=True):
                 item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
             status = 0
-        except Exception:
-            traceback.print_exc()
         finally:
             os._exit(status)
 
