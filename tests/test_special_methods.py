@@ -702,3 +702,12 @@ def test_clusters_are_groups_of_similar_maps() -> None:
     centres = np.stack([normal[own == group].mean(0) for group in range(5)])
     theirs = cluster.KMeans(5, init=centres, n_init=1).fit(normal).labels_
     assert (own == theirs).all(), "a fixed point of Lloyd's algorithm"
+
+
+def test_components_of_two_positions_are_positive_at_the_first() -> None:
+    """Their two values are opposite, and rounding does not choose the sign."""
+    activations = torch.randn(50, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    first, second = functional.principal_components(activations, 1)[:, 0].unbind(1)
+    half = (activations[..., 0] - activations[..., 1]).norm(dim=1) / 2
+    torch.testing.assert_close(first, half)
+    torch.testing.assert_close(second, -half)

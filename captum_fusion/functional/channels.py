@@ -307,7 +307,7 @@ def principal_components(activations: Tensor, number: int, center: bool = True) 
     """The activations at each position, projected on the first right singular vectors.
 
     The decomposition does not determine the signs. They are chosen so that each map's value of largest magnitude is
-    positive.
+    positive; among values whose magnitudes are equal up to rounding, the first one.
 
     Args:
         activations (Tensor): Floating point, of shape ``(N, K, *spatial)``.
@@ -332,6 +332,8 @@ def principal_components(activations: Tensor, number: int, center: bool = True) 
         table = table - table.mean(1, keepdim=True)
     left, values, _ = torch.linalg.svd(table, full_matrices=False)
     maps: Tensor = (left * values[:, None])[:, :, :number].transpose(1, 2)
-    maps = maps * maps.gather(2, maps.abs().argmax(2, keepdim=True)).sign()
+    magnitudes = maps.abs()
+    peaks = magnitudes >= (1 - 1e-4) * magnitudes.amax(2, keepdim=True)  # two positions have opposite values
+    maps = maps * maps.gather(2, peaks.int().argmax(2, keepdim=True)).sign()
     maps = maps.masked_fill(broken, math.nan)
     return maps.reshape(*maps.shape[:2], *activations.shape[2:]).to(activations.dtype)
