@@ -36,6 +36,7 @@ from captum_fusion import (
     LayerSSCAM,
     functional,
 )
+from captum_fusion._passes.modes import callers_autocast
 from captum_fusion.attr.catalog import METHODS
 from tests.networks import Counter, FlatHead, Net, Score, TupleLayer, TwoInputs, hooks_on, images, make
 from tests.test_contract import one_by_one, same
@@ -140,6 +141,19 @@ def test_cam_under_autocast_and_example_by_example() -> None:
     for given in (x, x[1:]):
         with pytest.raises(ValueError, match="CAM needs"):
             LayerLinearCAM(model, model.relu2).attribute(given, 1)
+
+
+def test_no_accelerator_is_asked_for_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``current_accelerator`` raises an error there in torch 2.6, and returns None in later releases."""
+
+    def none_available() -> None:
+        raise RuntimeError("Cannot access accelerator device when none is available.")
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", none_available)
+    assert callers_autocast() == ()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert callers_autocast() == (("cpu", torch.bfloat16),)
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

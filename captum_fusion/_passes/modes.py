@@ -38,8 +38,9 @@ def callers_autocast() -> tuple[tuple[str, torch.dtype], ...]:
     state = _CALLERS_AUTOCAST.get()
     if state is not None:
         return state
-    accelerator = torch.accelerator.current_accelerator()
-    kinds = dict.fromkeys(["cpu", *([] if accelerator is None else [accelerator.type])])
+    available = torch.accelerator.is_available()  # without one, torch 2.6 raises an error when asked which
+    accelerator = torch.accelerator.current_accelerator() if available else None
+    kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     return tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind))
 
 
