@@ -158,8 +158,10 @@ def shared_work() -> Iterator[SavedWork]:
     The masks of these methods do not depend on the target, so their samples are shared between targets, and between the
     methods on their own and inside fusions. Passes are shared between calls with the same network and equal inputs,
     arguments and baselines; of weights a change of any tensor is detected (through ``tensor.data``: of most of its
-    values). Nothing is shared for networks in train mode, if no module that ``forward_func`` calls is found, or if the
-    arguments are other objects than numbers, texts, arrays, tensors and containers of these.
+    values). Do not change anything else within the block: new hooks, other attributes of a module, and other values of
+    variables that ``forward_func`` uses are not detected. Nothing is shared for networks in train mode, if no module
+    that ``forward_func`` calls is found, or if the arguments are other objects than numbers, texts, arrays, tensors and
+    containers of these.
     The outputs of masked samples are kept until the end of the block, up to 128 MiB per method.
 
     Yields:
