@@ -515,6 +515,13 @@ def test_a_class_name_as_target_is_explained() -> None:
             LayerFusionCAM(model, model.relu2).attribute(x, target)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("target", [torch.tensor([1.0, 2.0]), torch.tensor([True, False])], ids=repr)
+def test_a_tensor_of_no_indices_as_target_is_explained(target: Tensor) -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    with pytest.raises(AssertionError, match=f"target must hold .* indices .*, not a tensor of {target.dtype}"):
+        LayerScoreCAM(model, model.relu2).attribute(x, target)
+
+
 def test_details_are_printed_without_their_maps() -> None:
     model, x = make(), images(2, 3, 8, 8)
     _, details = LayerFusionCAM(model, model.relu2).attribute(x, [0, 1], return_details=True)
