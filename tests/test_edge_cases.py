@@ -34,7 +34,7 @@ from captum_fusion import (
 )
 from captum_fusion.attr._bases import MaskedCAM
 from tests.classes import BLUR, FUSIONS, INPUT_SPACE, masks_input, options, takes, with_baselines
-from tests.networks import Counter, DictLayer, FlatHead, Net, Score, Views, hooks_on, images, make
+from tests.networks import Counter, DictLayer, FlatHead, Net, Score, TupleLayer, Views, hooks_on, images, make
 from tests.test_contract import same
 
 # --------------------------------------------------------------------------------------------------- documented results
@@ -342,6 +342,15 @@ def test_a_layer_that_returns_a_dict(cls: Any) -> None:
     with pytest.raises(TypeError, match="layer: Branches must return a tensor"):
         cls(model, model.branches).attribute(images(1, 3, 8, 8), 0)
     assert hooks_on(model) == 0
+
+
+def test_a_layer_that_also_returns_a_loss() -> None:
+    model = make(TupleLayer)
+    model.branches.register_forward_hook(lambda module, inputs, output: (*output, output[0].mean()))
+    for cls in (LayerScoreCAM, LayerXGradCAM):
+        with pytest.raises(TypeError, match=r"layer: Branches must return .*, not Tensor, Tensor, a single number"):
+            cls(model, model.branches).attribute(images(2, 3, 8, 8), 0)
+    assert hooks_on(model) == 1
 
 
 def test_a_forward_func_that_does_not_return_a_tensor(cls: Any) -> None:

@@ -227,11 +227,11 @@ def _checked_calls(
     def check(layer: nn.Module, module: nn.Module, inputs: Any, output: Any = None) -> None:
         value = inputs if at_input else output
         tensors = value if isinstance(value, (tuple, list)) else (value,)
-        if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
-            kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or "nothing"
+        if not tensors or not all(isinstance(tensor, Tensor) and tensor.dim() for tensor in tensors):
+            kinds = ["a single number" if isinstance(t, Tensor) and not t.dim() else type(t).__name__ for t in tensors]
             raise TypeError(
                 f"layer: {type(module).__name__} must {'take' if at_input else 'return'} a tensor or a tuple of "
-                f"tensors, not {kinds}"
+                f"tensors, not {', '.join(kinds) or 'nothing'}"
             )
         calls[layer][tensors[0].device] += 1
 
