@@ -68,8 +68,10 @@ def select_target(output: Tensor, target: Any) -> Tensor:
     """The target's entries of an output; the whole output if the target is None.
 
     Raises:
-        AssertionError: If the target is a name.
+        AssertionError: If the target is a name, or a tensor that does not hold indices.
     """
+    if isinstance(target, Tensor) and (target.is_floating_point() or target.dtype == torch.bool):
+        raise AssertionError(f"target must hold the indices of classes, not a tensor of {target.dtype}")
     for index in target if isinstance(target, list) else [target]:
         if isinstance(index, str):
             raise AssertionError(

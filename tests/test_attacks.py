@@ -24,7 +24,7 @@ from captum_fusion import (
     metrics,
     shared_work,
 )
-from tests.classes import CLASSES
+from tests.classes import CLASSES, EVERY_CLASS, build, chunked, options
 from tests.networks import FlatHead, Net, Views, hooks_on, images, make
 
 
@@ -250,3 +250,18 @@ def test_a_model_that_was_compiled_and_run_before(cls: Any, in_place: bool) -> N
         compiled(x)
     same(cls(compiled, model.conv2).attribute(x, 1), cls(plain, plain.conv2).attribute(x, 1))
     torch._dynamo.reset()
+
+
+# ------------------------------------------------------------------------------------------------------ default dtype
+
+
+@pytest.mark.parametrize("cls", [cls for cls in EVERY_CLASS if options(cls, seed=0)])
+def test_random_draws_do_not_depend_on_the_default_dtype(cls: Any) -> None:
+    model, x = make(FlatHead), images(2, 3, 8, 8)
+    method, at_a_time = build(cls, model, model.relu2), chunked(cls, 4)
+    expected = method.attribute(x, [1, 2], **at_a_time)
+    torch.set_default_dtype(torch.float64)
+    try:
+        same(build(cls, model, model.relu2).attribute(x, [1, 2], **at_a_time), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

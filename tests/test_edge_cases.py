@@ -34,7 +34,7 @@ from captum_fusion import (
 )
 from captum_fusion.attr._bases import MaskedCAM
 from tests.classes import BLUR, FUSIONS, INPUT_SPACE, masks_input, options, takes, with_baselines
-from tests.networks import Counter, DictLayer, FlatHead, Net, Score, Views, hooks_on, images, make
+from tests.networks import Counter, DictLayer, FlatHead, Net, Score, TupleLayer, Views, hooks_on, images, make
 from tests.test_contract import same
 
 # --------------------------------------------------------------------------------------------------- documented results
@@ -344,6 +344,15 @@ def test_a_layer_that_returns_a_dict(cls: Any) -> None:
     assert hooks_on(model) == 0
 
 
+def test_a_layer_that_also_returns_a_loss() -> None:
+    model = make(TupleLayer)
+    model.branches.register_forward_hook(lambda module, inputs, output: (*output, output[0].mean()))
+    for cls in (LayerScoreCAM, LayerXGradCAM):
+        with pytest.raises(TypeError, match=r"layer: Branches must return .*, not Tensor, Tensor, a single number"):
+            cls(model, model.branches).attribute(images(2, 3, 8, 8), 0)
+    assert hooks_on(model) == 1
+
+
 def test_a_forward_func_that_does_not_return_a_tensor(cls: Any) -> None:
     model = make()
     with pytest.raises(TypeError, match="forward_func must return a tensor, not dict"):
@@ -513,6 +522,13 @@ def test_a_class_name_as_target_is_explained() -> None:
             AssertionError, match=r"target must be the index of a class, not 'tiger cat'.*class_names.index"
         ):
             LayerFusionCAM(model, model.relu2).attribute(x, target)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", [torch.tensor([1.0, 2.0]), torch.tensor([True, False])], ids=repr)
+def test_a_tensor_of_no_indices_as_target_is_explained(target: Tensor) -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    with pytest.raises(AssertionError, match=f"target must hold .* indices .*, not a tensor of {target.dtype}"):
+        LayerScoreCAM(model, model.relu2).attribute(x, target)
 
 
 def test_details_are_printed_without_their_maps() -> None:

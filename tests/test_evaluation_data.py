@@ -96,6 +96,7 @@ def test_a_folder_with_labels_and_boxes(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("label\n3\n", "line 2 of .* names no picture"),
+        ("file;label\ncat.png;3\n", "has 'file;label'; columns are separated by commas"),
         ("file,x0,y0,x1,y1\na.png,1,2,3,\n", "line 2 of .* needs numbers"),
         ("file,x0,y0,x1,y1\na.png,1,2,3,4\nb.png,1,two,3,4\n", "line 3 of .* needs numbers"),
         ("file\n", "no pictures in"),

@@ -141,3 +141,18 @@ def test_half_precision_maps_are_summed_in_single() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5)).eval()
     half = fine.half() * 100
     assert torch.equal(average_drop(model, x, half, 1), average_drop(model, x, half.float(), 1))
+
+
+def test_errors_of_captums_adapters() -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    with pytest.raises(TypeError, match=r"method must be an attribution such as LayerFusionCAM.*, not method"):
+        explanation_func(LayerFusionCAM(model, model.conv2).attribute)  # type: ignore[arg-type]
+    of_layers = explanation_func(LayerFusionCAM(model, [model.conv1, model.conv2]))
+    with pytest.raises(TypeError, match=r"method must return a tensor or a tuple .* \(of one layer\), not list"):
+        of_layers(x, target=1)
+    with pytest.raises(TypeError, match="not Tensor, FusionDetails"):
+        explanation_func(LayerFusionCAM(model, model.conv2), return_details=True)(x, target=1)
+    with pytest.raises(TypeError, match="attributions must be a tensor, not ndarray"):
+        to_input_shape(x.numpy(), x)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"inputs must be a tensor or a tuple of tensors .*, not list"):
+        to_input_shape(x, [x])  # type: ignore[call-overload]

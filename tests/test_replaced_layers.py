@@ -53,6 +53,21 @@ class Twice(nn.Module):
         return self.head(self.conv(self.conv(self.stem(x)).relu()).relu().mean((2, 3)))
 
 
+class SharedReLU(nn.Module):
+    """Calls one ReLU for 3 and for 4 channels, or twice for 4 channels with a connection around the second call."""
+
+    def __init__(self, skip: bool) -> None:
+        super().__init__()
+        self.skip, self.head = skip, nn.Linear(4, 5)
+        self.relu = self.last = nn.ReLU()
+        self.first, self.second = nn.Conv2d(3, 4 if skip else 3, 1), nn.Conv2d(4 if skip else 3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        early = self.relu(self.first(x))
+        late = self.last(self.second(early))
+        return self.head((late + early if self.skip else late).mean((2, 3)))
+
+
 def samples_through(module: nn.Module) -> list[int]:
     seen: list[int] = []
     module.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
@@ -81,6 +96,16 @@ def test_ablation_cam_is_captums_layer_feature_ablation(kind: Any) -> None:
     assert expected.amax() > 0
     for chunk in (None, 1, 3, 1000):
         same(LayerAblationCAM(model, layer).attribute(x, 1, perturbations_per_eval=chunk), expected, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("cls", REPLACED)
+@pytest.mark.parametrize("skip", [False, True])
+def test_of_a_layer_that_is_called_twice_only_the_last_call_is_replaced(cls: Any, skip: bool) -> None:
+    model, x = make(SharedReLU, skip=skip), images(2, 3, 8, 8)
+    once = make(SharedReLU, skip=skip)
+    once.last = nn.ReLU().eval()
+    same(cls(model, model.relu).attribute(x, [0, 3]), cls(once, once.last).attribute(x, [0, 3]))
+    assert hooks_on(model) == 0
 
 
 @pytest.mark.parametrize("cls", REPLACED)

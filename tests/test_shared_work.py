@@ -398,3 +398,14 @@ def test_passes_of_another_precision_are_not_shared() -> None:
         found = method.attribute(x, 1)
     assert found.dtype is expected.dtype
     same(found, expected)
+
+
+def test_a_network_whose_lazy_parameters_have_no_shape_yet() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)).eval()
+    method, x = LayerScoreCAM(model, model[1]), images(2, 3, 8, 8)
+    with shared_work() as saved:
+        first = method.attribute(x, 1)
+        assert saved.forward_samples == 0
+        same(method.attribute(x, 1), first)
+        same(method.attribute(x, 1), first)
+    assert saved.forward_samples > 0, "once the parameters are known, calls share their passes"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -339,3 +340,28 @@ def test_a_signal_has_the_colours_of_its_map() -> None:
 def test_a_tall_picture_does_not_make_an_endless_figure() -> None:
     figure = visualize_grid([(torch.rand(3, 200, 4), [(torch.rand(50, 1), "map")])])
     assert figure.get_size_inches()[1] < 6
+
+
+def test_tensors_of_bytes_are_not_rescaled() -> None:
+    image = torch.tensor([[[100, 150]]], dtype=torch.uint8).expand(3, 1, 2)
+    np.testing.assert_array_equal(to_picture(image), to_picture(image.permute(1, 2, 0).numpy()))
+    assert to_picture(image).max() == np.float32(150 / 255)
+
+
+def test_a_path_is_no_picture() -> None:
+    with pytest.raises(TypeError, match="image must be a tensor, a PIL picture or an array, not str"):
+        to_picture("cat.jpg")  # type: ignore[arg-type]
+
+
+def test_the_share_of_outliers_is_checked() -> None:
+    with pytest.raises(ValueError, match="outlier_perc must be a percentile from 0 to 100, not -1"):
+        visualize_map(torch.rand(1, 1, 4, 4), torch.rand(3, 8, 8), outlier_perc=-1)
+
+
+@pytest.mark.parametrize("wrong", ["images", "attributions", "alone"])
+def test_a_fusion_is_drawn_of_as_many_examples_as_its_details(wrong: str) -> None:
+    model, x = make(), images(2, 3, 8, 8)
+    maps, details = LayerFusionCAM(model, model.conv2).attribute(x, 1, return_details=True)
+    given: dict[str, Any] = {"images": x, "attributions": maps, "alone": [0.5, 0.5]}
+    with pytest.raises(ValueError, match=f"{wrong} must be of the 2 examples of details, not 1"):
+        visualize_fusion(**{**given, wrong: given[wrong][:1]}, details=details)

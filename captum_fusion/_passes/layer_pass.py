@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Iterator
@@ -29,17 +31,19 @@ class LayerEvaluation(NamedTuple):
         activations: Activations, of shape (N, K, *spatial), after ``reshape`` if there is one.
         gradients: Gradients, of the same shape, or None if they were not requested.
         outputs: The layer's tensors before ``reshape``.
+        calls: How often the pass called the layer. The values are those of the last call.
     """
 
     activations: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...] | None
     outputs: tuple[Tensor, ...]
+    calls: int
 
     def detached(self) -> LayerEvaluation:
         """The values, detached from the graph."""
         gradients = None if self.gradients is None else tuple(g.detach() for g in self.gradients)
         return LayerEvaluation(
-            tuple(a.detach() for a in self.activations), gradients, tuple(o.detach() for o in self.outputs)
+            tuple(a.detach() for a in self.activations), gradients, tuple(o.detach() for o in self.outputs), self.calls
         )
 
 
@@ -105,9 +109,9 @@ def _run(
     grad_kwargs: dict[str, Any],
     dims: int,
 ) -> LayerPass:
-    with grad_mode(gradients), hooks_enabled(), _check_hooks(layers, call.attribute_to_layer_input):
+    with grad_mode(gradients), hooks_enabled():
         inputs, arguments = copied(call.inputs), copied(call.arguments)
-        with call.hinting(), as_called():
+        with call.hinting(), as_called(), _checked_calls(layers, call.attribute_to_layer_input) as calls:
             saved, raw = forward_with_layers(
                 call.forward_func, inputs, layers, arguments, call.attribute_to_layer_input, gradients
             )
@@ -124,7 +128,9 @@ def _run(
             selected = call.select(output, call.target)
             by_layer = _gradients(selected, saved, order, grad_kwargs)
             differentials = [_as_maps(call, by_layer[layer]) for layer in layers]
-        evaluations = [LayerEvaluation(*values) for values in zip(activations, differentials, outputs, strict=True)]
+        numbers = [max(calls[layer].values()) for layer in layers]
+        values = zip(activations, differentials, outputs, numbers, strict=True)
+        evaluations = [LayerEvaluation(*of_layer) for of_layer in values]
         if not grad_kwargs.get("create_graph", False):
             evaluations = [evaluation.detached() for evaluation in evaluations]
     return LayerPass(evaluations, output.detach().clone())  # the network may reuse this memory in its next call
@@ -208,21 +214,30 @@ def _gradients(
 
 
 @contextlib.contextmanager
-def _check_hooks(layers: list[nn.Module], at_input: bool) -> Iterator[None]:
-    """Raise a TypeError for layers that pass on other objects than tensors, before captum's hook fails on them."""
+def _checked_calls(
+    layers: list[nn.Module], at_input: bool
+) -> Iterator[dict[nn.Module, collections.Counter[torch.device]]]:
+    """Count the calls of each layer on each device.
 
-    def check(module: nn.Module, inputs: Any, output: Any = None) -> None:
+    Raises:
+        TypeError: If a layer passes on other objects than tensors, before captum's hook fails on them.
+    """
+    calls: dict[nn.Module, collections.Counter[torch.device]] = {layer: collections.Counter() for layer in layers}
+
+    def check(layer: nn.Module, module: nn.Module, inputs: Any, output: Any = None) -> None:
         value = inputs if at_input else output
         tensors = value if isinstance(value, (tuple, list)) else (value,)
-        if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
-            kinds = ", ".join(type(tensor).__name__ for tensor in tensors) or "nothing"
+        if not tensors or not all(isinstance(tensor, Tensor) and tensor.dim() for tensor in tensors):
+            kinds = ["a single number" if isinstance(t, Tensor) and not t.dim() else type(t).__name__ for t in tensors]
             raise TypeError(
                 f"layer: {type(module).__name__} must {'take' if at_input else 'return'} a tensor or a tuple of "
-                f"tensors, not {kinds}"
+                f"tensors, not {', '.join(kinds) or 'nothing'}"
             )
+        calls[layer][tensors[0].device] += 1
 
     with contextlib.ExitStack() as stack:
         for layer in layers:
-            handle = layer.register_forward_pre_hook(check) if at_input else layer.register_forward_hook(check)
+            hook = functools.partial(check, layer)  # the replicas of a DataParallel model carry the hooks of the layer
+            handle = layer.register_forward_pre_hook(hook) if at_input else layer.register_forward_hook(hook)
             stack.callback(handle.remove)
-        yield
+        yield calls

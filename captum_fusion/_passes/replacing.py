@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ def replaced_scores(
     output_dims: int = 1,
     device_ids: list[int] | None = None,
 ) -> Tensor:
-    """Scores of the network with one of the layer's tensors replaced.
+    """Scores of the network with one of the layer's tensors replaced, in the last call of the layer.
 
     The part of the network below the layer runs once per chunk: the network gets a single sample, and a hook on the
     layer returns all samples of the chunk. Chunks are therefore as large as memory allows. If the network does not
@@ -60,14 +61,14 @@ def replaced_scores(
 
     def evaluate(chunk: slice, chunk_owners: Tensor, layout: torch.memory_format) -> Tensor:
         with grad_mode(False):
-            tensor = _as_output(call, replace(chunk), original, chunk_owners)
+            parts = _on_devices(_as_output(call, replace(chunk), original, chunk_owners), devices)
 
             def replaced(input_owners: Tensor) -> Tensor:
                 inputs = tuple(take(x.detach(), input_owners, call.examples) for x in call.inputs)
                 with (
                     as_called(),
                     hooks_enabled(),
-                    _replacing(layer, index, call.attribute_to_layer_input, _on_devices(tensor, devices)),
+                    _replacing(layer, index, call.attribute_to_layer_input, parts, evaluation.calls),
                 ):
                     output = run_forward(call.forward_func, inputs, call.arguments_of(input_owners))
                 return call.check_output(output, len(chunk_owners), output_dims)
@@ -108,13 +109,22 @@ def _on_devices(tensor: Tensor, devices: Sequence[int]) -> dict[torch.device, Te
 
 
 @contextlib.contextmanager
-def _replacing(layer: nn.Module, index: int, at_input: bool, parts: dict[torch.device, Tensor]) -> Iterator[None]:
-    """Replace the ``index``-th tensor of a layer's output or input, and expand its other tensors to as many samples."""
+def _replacing(
+    layer: nn.Module, index: int, at_input: bool, parts: dict[torch.device, Tensor], calls: int
+) -> Iterator[None]:
+    """Replace the ``index``-th tensor of a layer's output or input, and expand its other tensors to as many samples.
+
+    Of several ``calls`` of the layer only the last, which is explained, is changed.
+    """
+    seen: collections.Counter[torch.device] = collections.Counter()
 
     def put(value: Any) -> Any:
         tensors = list(value) if isinstance(value, (tuple, list)) else [value]
-        # A copy, because the network may change the tensor in place and may call the layer twice.
-        part = parts[tensors[index].device].clone()
+        device = tensors[index].device
+        seen[device] += 1
+        if seen[device] < calls:
+            return value
+        part = parts[device].clone()  # the network may change the tensor in place
         tensors = [t.expand(len(part), *t.shape[1:]) if t.shape[0] == 1 else t for t in tensors]
         tensors[index] = part
         if isinstance(value, Tensor):

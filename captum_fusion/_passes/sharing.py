@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from captum_fusion._passes.pace import now
 
@@ -158,8 +159,10 @@ def shared_work() -> Iterator[SavedWork]:
     The masks of these methods do not depend on the target, so their samples are shared between targets, and between the
     methods on their own and inside fusions. Passes are shared between calls with the same network and equal inputs,
     arguments and baselines; of weights a change of any tensor is detected (through ``tensor.data``: of most of its
-    values). Nothing is shared for networks in train mode, if no module that ``forward_func`` calls is found, or if the
-    arguments are other objects than numbers, texts, arrays, tensors and containers of these.
+    values). Do not change anything else within the block: new hooks, other attributes of a module, and other values of
+    variables that ``forward_func`` uses are not detected. Nothing is shared for networks in train mode, if no module
+    that ``forward_func`` calls is found, or if the arguments are other objects than numbers, texts, arrays, tensors and
+    containers of these.
     The outputs of masked samples are kept until the end of the block, up to 128 MiB per method.
 
     Yields:
@@ -189,12 +192,13 @@ def shared_work() -> Iterator[SavedWork]:
 
 
 def weights_of(forward_func: Callable[..., Any]) -> list[Tensor] | None:
-    """Parameters and buffers of the modules that a function calls; None if the modules are unknown."""
+    """Parameters and buffers of the modules that a function calls; None if they are unknown, or not comparable yet."""
     modules = list(dict.fromkeys(_modules_of(forward_func, set())))
     if not modules:
         return None
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    return None if any(tensor.is_inference() or not is_data(tensor) for tensor in tensors) else tensors
+    comparable = all(not is_lazy(tensor) and not tensor.is_inference() and is_data(tensor) for tensor in tensors)
+    return tensors if comparable else None
 
 
 def _modules_of(value: Any, seen: set[int]) -> Iterator[nn.Module]:

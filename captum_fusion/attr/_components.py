@@ -61,7 +61,7 @@ class Component:
             if [len(maps) for maps in raw] != counts:
                 raw = [raw[0][:1] * count for count in counts]  # the component fuses its layers into one map
         else:
-            raw = [tuple(map(formulas.grad_cam, a, g or ())) for a, g, _ in evaluations]
+            raw = [tuple(map(formulas.grad_cam, e.activations, e.gradients or ())) for e in evaluations]
         return [[in_input_space(self._name, tensor, passes) for tensor in tensors] for tensors in raw]
 
     def _public_maps(self, passes: Passes, evaluations: list[LayerEvaluation]) -> list[tuple[Tensor, ...]]:

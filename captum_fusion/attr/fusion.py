@@ -756,9 +756,9 @@ class LayerUnionCAM(_Fusion):
         return [
             [
                 self._select(formulas.union_gradient_map(tensor, gradient, self.theta, self.alpha), region, passes)
-                for tensor, gradient, region in zip(activations, gradients or (), maps, strict=True)
+                for tensor, gradient, region in zip(layer.activations, layer.gradients or (), maps, strict=True)
             ]
-            for (activations, gradients, _), maps in zip(evaluations, regions, strict=True)
+            for layer, maps in zip(evaluations, regions, strict=True)
         ]
 
     def _select(self, gradient: Tensor, region: Tensor, passes: Passes) -> tuple[Tensor, FusionDetails]:

@@ -197,7 +197,9 @@ class LayerSSCAM(RepeatedMasksCAM):
             shape = tuple(signal.shape[1:])
             if shape not in drawn:
                 generator = torch.Generator("cpu").manual_seed(self.seed)
-                drawn[shape] = torch.randn(self.n_samples, *shape, generator=generator, device="cpu").to(signal)
+                drawn[shape] = torch.randn(
+                    self.n_samples, *shape, generator=generator, dtype=torch.float32, device="cpu"
+                ).to(signal)
             deviation: float | Tensor = self.stdevs
             if self.authors_code:
                 low, high = signal.flatten(1).aminmax(dim=1)

@@ -191,5 +191,5 @@ class RISE(PerturbationAttribution, SeveralTargets):
         """Grids (n_masks, 1, *cells) of zeros and ones, and shifts (n_masks, dims) as fractions of a cell."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
         shape = (self.n_masks, 1, *[self.grid_size] * dims)
-        grids = (torch.rand(shape, generator=generator, device="cpu") < self.probability).float()
-        return grids, torch.rand(self.n_masks, dims, generator=generator, device="cpu")
+        grids = (torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") < self.probability).float()
+        return grids, torch.rand(self.n_masks, dims, generator=generator, dtype=torch.float32, device="cpu")

@@ -191,7 +191,10 @@ def _from_csv(file: Path, boxes: Path | None, for_each_label: bool) -> list[Exam
     for line, row in _lines(file):
         name = _file_of(row)
         if not name:
-            raise ValueError(f"dataset: line {line} of {file} names no picture (a column {', '.join(_FILE)})")
+            raise ValueError(
+                f"dataset: line {line} of {file} names no picture; it needs a column {', '.join(_FILE[:-1])} or "
+                f"{_FILE[-1]}, and has {', '.join(map(repr, row))}; columns are separated by commas"
+            )
         label = _label(_column(row, _LABEL))
         labels.setdefault(name, {}).update(dict.fromkeys(label))
         regions = pictures.setdefault(name, {}).setdefault(label if for_each_label else (), {})

@@ -36,7 +36,7 @@ def antithetic_cells(number: int, cells: int, seed: int = 0) -> Tensor:
         (torch.Size([4, 9]), True)
     """
     generator = torch.Generator("cpu").manual_seed(seed)
-    shown = (torch.rand((number + 1) // 2, cells, generator=generator, device="cpu") < 0.5).float()
+    shown = (torch.rand((number + 1) // 2, cells, generator=generator, dtype=torch.float32, device="cpu") < 0.5).float()
     return torch.stack([shown, 1 - shown], 1).reshape(-1, cells)[:number]
 
 

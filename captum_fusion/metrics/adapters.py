@@ -11,6 +11,7 @@ from captum.attr import Attribution
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from captum_fusion._passes.masking import checked_inputs
 from captum_fusion._types import TensorOrTupleOfTensors
 from captum_fusion.functional import upsample
 from captum_fusion.metrics._maps import channel_sum, single_tensor
@@ -34,6 +35,7 @@ def to_input_shape(attributions: Tensor, inputs: TensorOrTupleOfTensors) -> Tens
         another number of dimensions than the map.
 
     Raises:
+        TypeError: If ``attributions`` is not a tensor, or ``inputs`` not a tensor or a tuple of tensors.
         ValueError: If the map does not fit any of the inputs.
 
     Examples::
@@ -48,7 +50,9 @@ def to_input_shape(attributions: Tensor, inputs: TensorOrTupleOfTensors) -> Tens
         >>> infidelity(net, perturb, images, attributions, target=1).shape
         torch.Size([2])
     """
-    tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not isinstance(attributions, Tensor):
+        raise TypeError(f"attributions must be a tensor, not {type(attributions).__name__}")
+    tensors = checked_inputs(inputs)
     fits = [x.dim() == attributions.dim() and x.shape[0] == attributions.shape[0] for x in tensors]
     if not any(fits):
         raise ValueError(
@@ -82,7 +86,8 @@ def explanation_func(
         a tensor for a tensor.
 
     Raises:
-        TypeError: If ``input_shape`` is set and the method does not return one tensor (when called).
+        TypeError: If ``method`` is not an attribution. When called: if it does not return a tensor or a tuple of
+            tensors, or returns several with ``input_shape``.
 
     Examples::
 
@@ -95,12 +100,20 @@ def explanation_func(
         >>> sensitivity_max(explain, images, target=torch.tensor([1, 2]), n_perturb_samples=2).shape
         torch.Size([2])
     """
+    if not isinstance(method, Attribution):
+        raise TypeError(
+            f"method must be an attribution such as LayerFusionCAM(model, layer), not {type(method).__name__}"
+        )
 
     def explain(inputs: TensorOrTupleOfTensors, **kwargs: Any) -> TensorOrTupleOfTensors:
         result = method.attribute(inputs, **{**attribute_kwargs, **kwargs})
         if input_shape:
             return to_input_shape(single_tensor(result, "method"), inputs)
-        tensors = tuple(t.contiguous() for t in (result if isinstance(result, tuple) else (result,)))
+        several = result if isinstance(result, tuple) else (result,)
+        if not all(isinstance(tensor, Tensor) for tensor in several):
+            kinds = ", ".join(type(tensor).__name__ for tensor in several)
+            raise TypeError(f"method must return a tensor or a tuple of tensors (of one layer), not {kinds}")
+        tensors = tuple(tensor.contiguous() for tensor in several)
         return tensors if isinstance(inputs, tuple) or len(tensors) > 1 else tensors[0]
 
     return explain

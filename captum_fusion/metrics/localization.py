@@ -106,7 +106,8 @@ def localization_iou(
         attributions (Tensor): A map for each example, of shape ``(N, C, h, w)``. Channels are summed, and the map is
             upsampled to ``size``.
         boxes (sequence of Tensor): For each example a tensor of shape ``(B, 4)``, the left, upper, right and lower
-            edges ``x0, y0, x1, y1`` of its B boxes in pixels. The whole picture is ``0, 0, width, height``.
+            edges ``x0, y0, x1, y1`` of its B boxes in pixels. The whole picture is ``0, 0, width, height``. Boxes are
+            not clipped to the picture: what lies outside of it counts as missed.
         size (sequence of int): Height and width of the picture, in pixels.
         threshold (float, optional): Share of the map's maximum, at least 0 and below 1.
             Default: 0.15

@@ -71,6 +71,9 @@ def visualize_fusion(
     Returns:
         Figure: The figure, or that of the subfigure. Save it with ``figure.savefig(...)``.
 
+    Raises:
+        ValueError: If ``images``, ``attributions`` or ``alone`` are not of as many examples as ``details``.
+
     Examples::
 
         >>> from captum_fusion import LayerFusionCAM
@@ -82,6 +85,9 @@ def visualize_fusion(
         >>> [axis.get_title().split()[0] for axis in figure.axes]
         ['picture', 'gradient', 'region', 'union', 'fusion']
     """
+    for argument, values in {"images": images, "attributions": attributions, "alone": alone}.items():
+        if values is not None and len(values) != len(details.score):
+            raise ValueError(f"{argument} must be of the {len(details.score)} examples of details, not {len(values)}")
     rows = []
     for i, image in enumerate(images):
         score, baseline = float(details.score[i]), float(details.baseline_score[i])

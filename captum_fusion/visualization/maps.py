@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from captum_fusion._arguments import choice, share
+from captum_fusion._arguments import choice, percentage, share
 from captum_fusion.visualization import text
 from captum_fusion.visualization.colours import Array, colour_map, end_of_scale, shared_scale, with_sign
 from captum_fusion.visualization.pictures import ALPHA, LEVELS, Box, Picture, placed, rim_of, to_picture
@@ -93,6 +93,7 @@ def visualize_map(
         'a map'
     """
     choice("method", method, METHODS)
+    percentage("outlier_perc", outlier_perc)
     name, picture = colour_map(cmap, sign), to_picture(image)
     if scale is not None and method not in (*_HEAT_MAPS, "contour"):
         raise ValueError(f"scale: captum's {method!r} has no colour map; use a heat map or contours")

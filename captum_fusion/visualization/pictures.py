@@ -39,14 +39,15 @@ def to_picture(image: Picture) -> Array:
 
     Args:
         image (Tensor, Image or ndarray): Tensor of shape (C, H, W) or (1, C, H, W) with one or three channels; PIL
-            picture; or array of shape (H, W), (H, W, 3) or (H, W, 4). Integer arrays are from 0 to 255. If any value of
-            a floating point image is outside [0, 1], for example after mean/std normalisation, the image is rescaled
-            to [0, 1]. Transparent pixels are shown on white.
+            picture; or array of shape (H, W), (H, W, 3) or (H, W, 4). Integers are from 0 to 255. If any value of a
+            floating point image is outside [0, 1], for example after mean/std normalisation, the image is rescaled to
+            [0, 1]. Transparent pixels are shown on white.
 
     Returns:
         ndarray: float32, of shape (H, W, 3), in [0, 1].
 
     Raises:
+        TypeError: If the image is none of these.
         ValueError: If the image has another shape, or a value is not finite.
 
     Examples::
@@ -63,12 +64,15 @@ def to_picture(image: Picture) -> Array:
         pixels = image[0] if image.dim() == 4 and image.shape[0] == 1 else image
         if pixels.dim() != 3 or pixels.shape[0] not in (1, 3):
             raise ValueError(f"image must be of shape (C, H, W) with one or three channels, not {tuple(image.shape)}")
-        array = at_least_float32(pixels.detach().cpu()).permute(1, 2, 0).numpy()
-    else:
+        pixels = at_least_float32(pixels) if pixels.is_floating_point() else pixels
+        array = pixels.detach().cpu().permute(1, 2, 0).numpy()
+    elif isinstance(image, np.ndarray):
         array = image[..., None] if image.ndim == 2 else image
         if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
             raise ValueError(f"image must be an array of shape (H, W), (H, W, 3) or (H, W, 4), not {image.shape}")
-        array = array / np.float32(255) if array.dtype.kind in "ui" else array
+    else:
+        raise TypeError(f"image must be a tensor, a PIL picture or an array, not {type(image).__name__}")
+    array = array / np.float32(255) if array.dtype.kind in "ui" else array
     if array.shape[2] == 4:
         array = array[..., 3:] * array[..., :3] + (1 - array[..., 3:])
     low, high = float(array.min()), float(array.max())
