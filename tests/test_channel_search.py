@@ -80,6 +80,59 @@ def test_scores_that_are_linear_in_the_mask_are_recovered(seed: int, size: int, 
     assert search.expected_error < 1e-6
 
 
+def test_masks_are_compared_where_the_first_order_map_is_large() -> None:
+    """d_ij = |sqrt(r) (X_i - X_j)| over its root mean square, r = 1/2 + |h| / (2 mean |h|), h = sum_k g^k A^k."""
+    activations, gradients, masks = problem(30, 2)
+    distances = search_of(activations, gradients)
+    first_order = (activations * gradients).sum(0).flatten().abs()
+    relevance = 0.5 + 0.5 * first_order / first_order.mean()
+    expected = torch.cdist(masks * relevance.sqrt(), masks * relevance.sqrt())
+    pairs = ~torch.eye(30, dtype=torch.bool)
+    torch.testing.assert_close(distances[pairs], (expected / expected[pairs].square().mean().sqrt())[pairs])
+    flat = search_of(activations, torch.zeros_like(gradients))
+    expected = torch.cdist(masks, masks)
+    torch.testing.assert_close(flat[pairs], (expected / expected[pairs].square().mean().sqrt())[pairs])
+
+
+def search_of(activations: Tensor, gradients: Tensor) -> Tensor:
+    """The distances of all masks."""
+    everything = torch.arange(len(activations))
+    return ChannelSearch(activations, gradients, 12)._distances(everything, everything)
+
+
+@pytest.mark.parametrize("length", [0.5, 4.0, math.inf])
+def test_prior_covariance_by_the_formula(length: float) -> None:
+    """Matern 5/2 (or 2 <X_i, X_j>) + 10 + z z^T + a nugget, z the standardised first-order scores."""
+    activations, gradients, masks = problem(12, 2)
+    search, everything = ChannelSearch(activations, gradients, 8), torch.arange(12)
+    distances = search_of(activations, gradients)
+    found = search._covariance(distances, length, everything, everything)
+    guess = (masks @ (activations * gradients).sum(0).flatten().relu()).numpy()
+    guess = (guess - guess.mean()) / guess.std()
+    if length < math.inf:
+        scaled = math.sqrt(5) * distances.numpy() / length
+        kernel = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    else:  # the inner products of masks around their mean, from the distances
+        centring = np.eye(12) - 1 / 12
+        kernel = -centring @ distances.square().numpy() @ centring
+    expected = kernel + 10 + np.outer(guess, guess)
+    apart = ~np.eye(12, dtype=bool)
+    np.testing.assert_allclose(found.numpy()[apart], expected[apart], rtol=1e-9)
+    assert (found.diagonal().numpy() > expected.diagonal()).all(), "the nugget"
+    np.testing.assert_allclose(found.diagonal(), expected.diagonal(), rtol=1e-3)
+    torch.testing.assert_close(search._prior_variance(length), found.diagonal(), rtol=1e-9, atol=0)
+
+
+def test_two_sevenths_of_the_budget_come_first_and_the_rest_in_equal_rounds() -> None:
+    activations, gradients, masks = problem(100, 2)
+    for budget, rounds, sizes in ((70, 6, [20, 9, 9, 8, 8, 8, 8]), (28, 5, [8, 4, 4, 4, 4, 4]), (10, 6, [8, 1, 1])):
+        search, found = ChannelSearch(activations, gradients, budget, rounds=rounds), []
+        while channels := search.ask():
+            search.tell(channels, masks[channels, 0])
+            found.append(len(channels))
+        assert found == sizes
+
+
 def test_posterior_against_dense_algebra() -> None:
     """Mean and variance of the unmeasured channels by inverting the whole covariance."""
     activations, gradients, masks = problem(30, 3)
@@ -105,12 +158,12 @@ def test_posterior_against_dense_algebra() -> None:
     assert posterior.scale == pytest.approx(scale)
 
 
-@pytest.mark.parametrize("weighting", ["softmax", "probability"])
+@pytest.mark.parametrize("weighting", ["softmax", "probability", "increase"])
 def test_expected_error_against_samples_of_the_posterior(weighting: str) -> None:
     """The mean of 1 - correlation over maps drawn from the posterior, for a posterior that is narrow."""
     activations, gradients, masks = problem(40, 3, seed=1)
     scores = 0.3 * masks.square().sum(1) + 2
-    search = ChannelSearch(activations, gradients, 30, weighting=weighting)
+    search = ChannelSearch(activations, gradients, 30, weighting=weighting, baseline=1.2)
     run(search, scores)
     posterior = search._posterior
     assert posterior is not None
@@ -121,8 +174,12 @@ def test_expected_error_against_samples_of_the_posterior(weighting: str) -> None
     values, vectors = torch.linalg.eigh(covariance)
     draws = torch.randn(4000, 40, generator=torch.Generator().manual_seed(0)).double()
     drawn = posterior.mean + draws @ (vectors * values.clamp_min(0).sqrt()).T
-    weights = drawn.softmax(1) if weighting == "softmax" else drawn
-    centre = posterior.mean.softmax(0) if weighting == "softmax" else posterior.mean
+    weigh: dict[str, Any] = {
+        "softmax": lambda values: values.softmax(-1),
+        "probability": lambda values: values,
+        "increase": lambda values: (values - 1.2).relu(),
+    }
+    weights, centre = weigh[weighting](drawn), weigh[weighting](posterior.mean)
     maps, reference = weights @ activations.flatten(1), centre @ activations.flatten(1)
     errors = [1 - correlation(m, reference) for m in maps]
     assert search.expected_error == pytest.approx(float(np.mean(errors)), rel=0.15)

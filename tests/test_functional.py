@@ -480,6 +480,7 @@ def test_super_resolution_takes_adams_steps_on_its_objective(tv_weight: float, e
     grids = F.affine_grids(torch.tensor([0.0, 0.4, -0.3], dtype=torch.float64), shifts, (4, 6))
     found = F.super_resolve(maps, grids, tv_weight, energy_weight, iterations=30, rate=0.01)
     assert found.dtype is torch.float64
+    assert not found.is_inference(), "usable where gradients are computed"
     for example, result in zip(maps, found, strict=True):
         fine = torch.zeros(1, 4, 6, dtype=torch.float64, requires_grad=True)
         adam = torch.optim.Adam([fine], lr=0.01)
