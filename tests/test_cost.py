@@ -91,12 +91,15 @@ def test_components_share_the_pass_and_the_baseline(model: Any, x: Tensor) -> No
     )
     assert counted.rows == alive + 5 * 4
     counted.rows = 0
+    fusion.attribute(x, 1, gradient_kwargs={"relu_attributions": True})
+    assert counted.rows == alive + 5 * 4, "the map is rectified anyway"
+    counted.rows = 0
     nested = LayerFusionCAM(
         counted, model.relu2, None, LayerUnionCAM(counted, model.relu2, region_method=region), region
     )
     nested.attribute(x, 1, region_kwargs={"perturbations_per_eval": 2})
     assert counted.rows == 2 * alive + (5 + 3) * 4, "the union itself adds three masked samples"
-    assert backward == [4, 4, 4]
+    assert backward == [4, 4, 4, 4]
 
 
 def test_no_backward_pass_if_no_component_needs_one(model: Any, x: Tensor) -> None:

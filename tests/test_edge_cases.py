@@ -490,6 +490,18 @@ def test_a_component_that_returns_no_map() -> None:
         LayerFusionCAM(model, model.relu2, None, Wrong()).attribute(images(2, 3, 8, 8), 1)
 
 
+def test_a_component_that_returns_more_maps_than_the_layer_has_tensors() -> None:
+    model = make()
+
+    class Twice(LayerGradCam):
+        def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
+            return (super().attribute(inputs, target, additional_forward_args),) * 2
+
+    fusion = LayerFusionCAM(model, model.relu2, None, Twice(model, model.relu2))
+    with pytest.raises(ValueError, match="gradient_method returned 2 maps for a layer with 1 tensors"):
+        fusion.attribute(images(2, 3, 8, 8), 1)
+
+
 def test_components_of_several_inputs() -> None:
     model = make()
 
