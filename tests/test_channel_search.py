@@ -185,6 +185,24 @@ def test_expected_error_against_samples_of_the_posterior(weighting: str) -> None
     assert search.expected_error == pytest.approx(float(np.mean(errors)), rel=0.15)
 
 
+def test_expected_error_of_many_channels() -> None:
+    """trace(J^T S J) / 2 for the 256 channels with the largest own errors, and the own errors of the others."""
+    activations, gradients, masks = problem(300, 2)
+    search = ChannelSearch(activations, gradients, 20)
+    run(search, masks.square().sum(1).sin())
+    posterior, everything = search._posterior, torch.arange(300)
+    assert posterior is not None
+    moves = search._moves(*search._weights(posterior))
+    prior = search._covariance(search._distances(everything, everything), posterior.length, everything, everything)
+    covariance = posterior.scale * (prior - posterior.half @ posterior.half.T)
+    errors = moves.square().sum(1) * covariance.diagonal()
+    order = errors.argsort(descending=True)
+    kept, left = order[:256], order[256:]
+    expected = (moves[kept].T @ covariance[kept][:, kept] @ moves[kept]).trace() + errors[left].sum()
+    assert errors[left].sum() > 1e-6 * expected
+    assert search.expected_error == pytest.approx(float(expected) / 2, rel=1e-7)
+
+
 def test_tolerance_ends_the_search() -> None:
     activations, gradients, masks = problem(100, 3)
     scores = masks @ torch.arange(9.0).double() / 9
