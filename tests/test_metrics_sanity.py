@@ -170,7 +170,16 @@ def test_layers_of_the_same_shape_get_different_weights() -> None:
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.05
 
 
-def weights_seen(model: nn.Module, x: Tensor, order: list[str]) -> list[Tensor]:
+def test_the_weights_of_each_step_can_be_drawn_again() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4, bias=False), nn.Linear(4, 5, bias=False)).eval()
+    last = weights_seen(model, images(1, 3, 8, 8), ["2", "1"], seed=6)[-1]
+    for i, size, drawn in ((1, (4, 5), last[-20:]), (2, (192, 4), last[:-20])):
+        with torch.random.fork_rng():
+            torch.manual_seed(6 + i)
+            assert torch.equal(drawn, nn.Linear(*size, bias=False).weight.detach().flatten())
+
+
+def weights_seen(model: nn.Module, x: Tensor, order: list[str], seed: int = 0) -> list[Tensor]:
     """The parameters of the network before and after each step."""
     seen: list[Tensor] = []
 
@@ -178,7 +187,7 @@ def weights_seen(model: nn.Module, x: Tensor, order: list[str]) -> list[Tensor]:
         seen.append(second[0])
         return torch.ones(1)
 
-    assert cascading_randomization(Weights(model), x, similarity=keep).layers == order
+    assert cascading_randomization(Weights(model), x, similarity=keep, seed=seed).layers == order
     return seen
 
 
