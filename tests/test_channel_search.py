@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from captum_fusion import LayerFusionCAM, LayerISCAM, LayerScoreCAM, LayerSSCAM, LayerUnionCAM, shared_work
 from captum_fusion.attr._bases import LayerTensor
 from captum_fusion.functional import ChannelSearch
-from captum_fusion.functional.channel_search import FEWEST
+from captum_fusion.functional.channel_search import FEWEST, _Posterior
 from tests.networks import Counter, images
 from tests.test_contract import same
 
@@ -261,6 +262,22 @@ def test_one_measurement_says_nothing_of_the_error() -> None:
     search = ChannelSearch(activations, gradients, 1)
     run(search, masks.sum(1))
     assert search.expected_error == float("inf")
+    two = ChannelSearch(activations, gradients, 2)
+    run(two, masks.sum(1))
+    assert two.evaluations == 2
+    assert 0 < two.expected_error < math.inf
+
+
+@pytest.mark.parametrize("variance", [1e-3, 0.5, 2.0, 19.5])
+def test_the_slope_of_softmax_weights_is_that_of_a_log_normal_variable(variance: float) -> None:
+    """Root mean square slope: the standard deviation of exp(score) over that of the score."""
+    activations, gradients, _ = problem(10, 2)
+    mean, spread = torch.zeros(10).double(), torch.full((10,), variance).double()
+    posterior = _Posterior(mean, spread, mean[:, None], 1.0, 1.0)
+    weights, slopes = ChannelSearch(activations, gradients, 5)._weights(posterior)
+    exponential = scipy.stats.lognorm(s=math.sqrt(variance))
+    expected = exponential.std() / exponential.mean() / math.sqrt(variance)
+    np.testing.assert_allclose(slopes / weights, expected, rtol=1e-6)
 
 
 def test_one_channel() -> None:
@@ -312,6 +329,50 @@ def test_a_budget_for_all_channels_gives_the_published_map(name: str) -> None:
     assert torch.equal(found, full)
     assert details.evaluations.tolist() == live_counts(model, x)
     assert details.expected_error.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("score_fn", ["softmax", "sigmoid", "identity"])
+def test_the_search_of_a_method_is_that_of_its_live_channels(score_fn: Any) -> None:
+    """Score-CAM by hand: the masked scores that the search asks for, and the weights that it gives."""
+    model, x = network(), images(1, 3, 8, 8)
+    found = LayerScoreCAM(model, model.relu, weighting="probability", score_fn=score_fn, max_evaluations=14)
+    activations = model.relu(model.conv(x)).detach().requires_grad_()
+    model.head(torch.tanh(activations.mean((2, 3))))[0, 1].backward()
+    maps, gradients = activations.detach()[0], activations.grad[0]  # type: ignore[index]
+    live = maps.amax((1, 2)) > maps.amin((1, 2))
+    maps, gradients = maps[live], gradients[live]
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    masked = model(x * ((maps - low) / (high - low))[:, None]).detach().double()
+    scores = {"softmax": masked.softmax(1), "sigmoid": masked.sigmoid(), "identity": masked}[score_fn][:, 1]
+    is_probability = score_fn != "identity"
+    search = ChannelSearch(maps, gradients, 14, weighting="probability", is_probability=is_probability)
+    weights = run(search, scores)
+    expected = (weights[:, None, None] * maps).sum(0).relu()
+    same(found.attribute(x, 1)[0, 0], expected.float())
+
+
+class Fragile(ManyChannels):
+    """Has no score for dark pictures, or a score of 0."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).masked_fill((x[:, 0, 4, 4] < 0)[:, None], self.value)
+
+
+def test_a_copy_without_a_score_counts_as_0() -> None:
+    x, maps = images(2, 3, 8, 8), []
+    x[:, 0, 4, 4] = 0.5
+    for value in (math.nan, math.inf, 0.0):
+        torch.manual_seed(3)
+        model = Fragile(value).eval()
+        method = LayerSSCAM(model, model.relu, n_samples=12, stdevs=0.3, score_fn=torch.abs)
+        maps.append(method.attribute(x, 1))
+    assert maps[2].flatten(1).any(1).all()
+    same(maps[0], maps[2])
+    same(maps[1], maps[2])
 
 
 @pytest.mark.parametrize("name", METHODS)

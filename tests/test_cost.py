@@ -22,7 +22,8 @@ from captum_fusion import (
     LayerSmoothGradCAMPlusPlus,
     LayerUnionCAM,
 )
-from captum_fusion._passes.pace import TimedPace, timed_pace
+from captum_fusion._passes.call import Call
+from captum_fusion._passes.pace import FixedPace, TimedPace, timed_pace
 from captum_fusion.functional import live_channels
 from tests.networks import Counter, Net, images, make
 from tests.test_contract import same
@@ -110,6 +111,25 @@ def test_no_backward_pass_if_no_component_needs_one(model: Any, x: Tensor) -> No
     own = {"relu_attributions": True, "attr_dim_summation": False}
     LayerFusionCAM(model, model.relu2).attribute(x, 1, gradient_kwargs=own)
     assert backward == [4], "the backward pass of the component itself"
+
+
+def test_the_time_of_a_chunk_is_noted_with_its_number_of_samples(x: Tensor) -> None:
+    model, noted, clock = make(), list[tuple[int, float]](), itertools.count(100.0, 5.0)
+
+    class Pace(FixedPace):
+        def now(self) -> float:
+            return next(clock)
+
+        def record(self, samples: int, layout: torch.memory_format, seconds: float) -> None:
+            noted.append((samples, seconds))
+
+    owners = torch.arange(4).repeat(3)
+    call = Call.checked(model, x, 1)
+    pace = Pace(owners, 4, 1, torch.contiguous_format)
+    chunks = [len(chunk) for chunk in call.in_chunks(owners, pace, lambda chunk, owners, layout: owners)]
+    assert sum(chunks) == 12
+    assert len(chunks) > 1
+    assert noted == [(size, 5.0) for size in chunks]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])

@@ -431,6 +431,7 @@ COMPONENTS = {
         {"nt_type": "smoothgrad", "nt_samples": 2, "stdevs": 0.0},
     ),
     "LayerScoreCAM": lambda m: (LayerScoreCAM(m, m.relu2, weighting="increase"), {"perturbations_per_eval": 3}),
+    "LayerAblationCAM": lambda m: (LayerAblationCAM(m, m.relu2), {}),
     "LayerUnionCAM": lambda m: (LayerUnionCAM(m, m.relu2), {}),
     "LayerFusionCAM": lambda m: (LayerFusionCAM(m, m.relu2), {}),
 }

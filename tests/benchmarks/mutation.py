@@ -82,7 +82,10 @@ TESTS = (
     "tests/test_shared_work.py",
     "tests/test_captum.py",
     "tests/test_docs.py",
-    *(f"captum_fusion/{path}" for path in ("functional", "metrics", "attr", "_passes", "layers.py", "targets.py")),
+    *(
+        f"captum_fusion/{path}"
+        for path in ("functional", "metrics", "attr", "_passes", "_arguments.py", "layers.py", "targets.py")
+    ),
 )
 #: Of the documentation's tests those of defaults; and not a test that starts processes.
 CHOICE = "(not test_docs or test_documented_defaults) and not test_two_processes"
