@@ -186,6 +186,31 @@ def test_expected_error_against_samples_of_the_posterior(weighting: str) -> None
     assert search.expected_error == pytest.approx(float(np.mean(errors)), rel=0.15)
 
 
+@pytest.mark.parametrize("weighting", ["softmax", "probability"])
+def test_the_next_channels_lower_the_expected_error_most(weighting: str) -> None:
+    """One after the other, with the whole covariance updated after each: S -= S_k S_k^T / S_kk."""
+    activations, gradients, masks = problem(40, 3, seed=2)
+    search = ChannelSearch(activations, gradients, 30, weighting=weighting, rounds=2)
+    first = search.ask()
+    search.tell(first, (masks.square().sum(1) + masks[:, 0]).sin()[first])
+    posterior, everything = search._posterior, torch.arange(40)
+    assert posterior is not None
+    moves = search._moves(*search._weights(posterior))
+    prior = search._covariance(search._distances(everything, everything), posterior.length, everything, everything)
+    covariance, expected = posterior.scale * (prior - posterior.half @ posterior.half.T), list[int]()
+    error = (moves.T @ covariance @ moves).trace()
+    for _ in range(11):
+        gains = (moves.T @ covariance).square().sum(0) / covariance.diagonal()
+        gains[[*first, *expected]] = -1
+        best = int(gains.argmax())
+        expected.append(best)
+        covariance = covariance - torch.outer(covariance[best], covariance[best]) / covariance[best, best]
+        left = (moves.T @ covariance @ moves).trace()
+        assert float(error - left) == pytest.approx(float(gains[best])), "what the channel is worth"
+        error = left
+    assert search.ask() == expected
+
+
 def test_expected_error_of_many_channels() -> None:
     """trace(J^T S J) / 2 for the 256 channels with the largest own errors, and the own errors of the others."""
     activations, gradients, masks = problem(300, 2)
