@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from captum_fusion import LayerFusionCAM, LayerISCAM, LayerScoreCAM, LayerSSCAM, LayerUnionCAM, shared_work
 from captum_fusion.attr._bases import LayerTensor
 from captum_fusion.functional import ChannelSearch
-from captum_fusion.functional.channel_search import FEWEST
+from captum_fusion.functional.channel_search import FEWEST, _Posterior
 from tests.networks import Counter, images
 from tests.test_contract import same
 
@@ -80,6 +81,59 @@ def test_scores_that_are_linear_in_the_mask_are_recovered(seed: int, size: int, 
     assert search.expected_error < 1e-6
 
 
+def test_masks_are_compared_where_the_first_order_map_is_large() -> None:
+    """d_ij = |sqrt(r) (X_i - X_j)| over its root mean square, r = 1/2 + |h| / (2 mean |h|), h = sum_k g^k A^k."""
+    activations, gradients, masks = problem(30, 2)
+    distances = search_of(activations, gradients)
+    first_order = (activations * gradients).sum(0).flatten().abs()
+    relevance = 0.5 + 0.5 * first_order / first_order.mean()
+    expected = torch.cdist(masks * relevance.sqrt(), masks * relevance.sqrt())
+    pairs = ~torch.eye(30, dtype=torch.bool)
+    torch.testing.assert_close(distances[pairs], (expected / expected[pairs].square().mean().sqrt())[pairs])
+    flat = search_of(activations, torch.zeros_like(gradients))
+    expected = torch.cdist(masks, masks)
+    torch.testing.assert_close(flat[pairs], (expected / expected[pairs].square().mean().sqrt())[pairs])
+
+
+def search_of(activations: Tensor, gradients: Tensor) -> Tensor:
+    """The distances of all masks."""
+    everything = torch.arange(len(activations))
+    return ChannelSearch(activations, gradients, 12)._distances(everything, everything)
+
+
+@pytest.mark.parametrize("length", [0.5, 4.0, math.inf])
+def test_prior_covariance_by_the_formula(length: float) -> None:
+    """Matern 5/2 (or 2 <X_i, X_j>) + 10 + z z^T + a nugget, z the standardised first-order scores."""
+    activations, gradients, masks = problem(12, 2)
+    search, everything = ChannelSearch(activations, gradients, 8), torch.arange(12)
+    distances = search_of(activations, gradients)
+    found = search._covariance(distances, length, everything, everything)
+    guess = (masks @ (activations * gradients).sum(0).flatten().relu()).numpy()
+    guess = (guess - guess.mean()) / guess.std()
+    if length < math.inf:
+        scaled = math.sqrt(5) * distances.numpy() / length
+        kernel = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    else:  # the inner products of masks around their mean, from the distances
+        centring = np.eye(12) - 1 / 12
+        kernel = -centring @ distances.square().numpy() @ centring
+    expected = kernel + 10 + np.outer(guess, guess)
+    apart = ~np.eye(12, dtype=bool)
+    np.testing.assert_allclose(found.numpy()[apart], expected[apart], rtol=1e-9)
+    assert (found.diagonal().numpy() > expected.diagonal()).all(), "the nugget"
+    np.testing.assert_allclose(found.diagonal(), expected.diagonal(), rtol=1e-3)
+    torch.testing.assert_close(search._prior_variance(length), found.diagonal(), rtol=1e-9, atol=0)
+
+
+def test_two_sevenths_of_the_budget_come_first_and_the_rest_in_equal_rounds() -> None:
+    activations, gradients, masks = problem(100, 2)
+    for budget, rounds, sizes in ((70, 6, [20, 9, 9, 8, 8, 8, 8]), (28, 5, [8, 4, 4, 4, 4, 4]), (10, 6, [8, 1, 1])):
+        search, found = ChannelSearch(activations, gradients, budget, rounds=rounds), []
+        while channels := search.ask():
+            search.tell(channels, masks[channels, 0])
+            found.append(len(channels))
+        assert found == sizes
+
+
 def test_posterior_against_dense_algebra() -> None:
     """Mean and variance of the unmeasured channels by inverting the whole covariance."""
     activations, gradients, masks = problem(30, 3)
@@ -105,12 +159,12 @@ def test_posterior_against_dense_algebra() -> None:
     assert posterior.scale == pytest.approx(scale)
 
 
-@pytest.mark.parametrize("weighting", ["softmax", "probability"])
+@pytest.mark.parametrize("weighting", ["softmax", "probability", "increase"])
 def test_expected_error_against_samples_of_the_posterior(weighting: str) -> None:
     """The mean of 1 - correlation over maps drawn from the posterior, for a posterior that is narrow."""
     activations, gradients, masks = problem(40, 3, seed=1)
     scores = 0.3 * masks.square().sum(1) + 2
-    search = ChannelSearch(activations, gradients, 30, weighting=weighting)
+    search = ChannelSearch(activations, gradients, 30, weighting=weighting, baseline=1.2)
     run(search, scores)
     posterior = search._posterior
     assert posterior is not None
@@ -121,11 +175,58 @@ def test_expected_error_against_samples_of_the_posterior(weighting: str) -> None
     values, vectors = torch.linalg.eigh(covariance)
     draws = torch.randn(4000, 40, generator=torch.Generator().manual_seed(0)).double()
     drawn = posterior.mean + draws @ (vectors * values.clamp_min(0).sqrt()).T
-    weights = drawn.softmax(1) if weighting == "softmax" else drawn
-    centre = posterior.mean.softmax(0) if weighting == "softmax" else posterior.mean
+    weigh: dict[str, Any] = {
+        "softmax": lambda values: values.softmax(-1),
+        "probability": lambda values: values,
+        "increase": lambda values: (values - 1.2).relu(),
+    }
+    weights, centre = weigh[weighting](drawn), weigh[weighting](posterior.mean)
     maps, reference = weights @ activations.flatten(1), centre @ activations.flatten(1)
     errors = [1 - correlation(m, reference) for m in maps]
     assert search.expected_error == pytest.approx(float(np.mean(errors)), rel=0.15)
+
+
+@pytest.mark.parametrize("weighting", ["softmax", "probability"])
+def test_the_next_channels_lower_the_expected_error_most(weighting: str) -> None:
+    """One after the other, with the whole covariance updated after each: S -= S_k S_k^T / S_kk."""
+    activations, gradients, masks = problem(40, 3, seed=2)
+    search = ChannelSearch(activations, gradients, 30, weighting=weighting, rounds=2)
+    first = search.ask()
+    search.tell(first, (masks.square().sum(1) + masks[:, 0]).sin()[first])
+    posterior, everything = search._posterior, torch.arange(40)
+    assert posterior is not None
+    moves = search._moves(*search._weights(posterior))
+    prior = search._covariance(search._distances(everything, everything), posterior.length, everything, everything)
+    covariance, expected = posterior.scale * (prior - posterior.half @ posterior.half.T), list[int]()
+    error = (moves.T @ covariance @ moves).trace()
+    for _ in range(11):
+        gains = (moves.T @ covariance).square().sum(0) / covariance.diagonal()
+        gains[[*first, *expected]] = -1
+        best = int(gains.argmax())
+        expected.append(best)
+        covariance = covariance - torch.outer(covariance[best], covariance[best]) / covariance[best, best]
+        left = (moves.T @ covariance @ moves).trace()
+        assert float(error - left) == pytest.approx(float(gains[best])), "what the channel is worth"
+        error = left
+    assert search.ask() == expected
+
+
+def test_expected_error_of_many_channels() -> None:
+    """trace(J^T S J) / 2 for the 256 channels with the largest own errors, and the own errors of the others."""
+    activations, gradients, masks = problem(300, 2)
+    search = ChannelSearch(activations, gradients, 20)
+    run(search, masks.square().sum(1).sin())
+    posterior, everything = search._posterior, torch.arange(300)
+    assert posterior is not None
+    moves = search._moves(*search._weights(posterior))
+    prior = search._covariance(search._distances(everything, everything), posterior.length, everything, everything)
+    covariance = posterior.scale * (prior - posterior.half @ posterior.half.T)
+    errors = moves.square().sum(1) * covariance.diagonal()
+    order = errors.argsort(descending=True)
+    kept, left = order[:256], order[256:]
+    expected = (moves[kept].T @ covariance[kept][:, kept] @ moves[kept]).trace() + errors[left].sum()
+    assert errors[left].sum() > 1e-6 * expected
+    assert search.expected_error == pytest.approx(float(expected) / 2, rel=1e-7)
 
 
 def test_tolerance_ends_the_search() -> None:
@@ -186,6 +287,22 @@ def test_one_measurement_says_nothing_of_the_error() -> None:
     search = ChannelSearch(activations, gradients, 1)
     run(search, masks.sum(1))
     assert search.expected_error == float("inf")
+    two = ChannelSearch(activations, gradients, 2)
+    run(two, masks.sum(1))
+    assert two.evaluations == 2
+    assert 0 < two.expected_error < math.inf
+
+
+@pytest.mark.parametrize("variance", [1e-3, 0.5, 2.0, 19.5])
+def test_the_slope_of_softmax_weights_is_that_of_a_log_normal_variable(variance: float) -> None:
+    """Root mean square slope: the standard deviation of exp(score) over that of the score."""
+    activations, gradients, _ = problem(10, 2)
+    mean, spread = torch.zeros(10).double(), torch.full((10,), variance).double()
+    posterior = _Posterior(mean, spread, mean[:, None], 1.0, 1.0)
+    weights, slopes = ChannelSearch(activations, gradients, 5)._weights(posterior)
+    exponential = scipy.stats.lognorm(s=math.sqrt(variance))
+    expected = exponential.std() / exponential.mean() / math.sqrt(variance)
+    np.testing.assert_allclose(slopes / weights, expected, rtol=1e-6)
 
 
 def test_one_channel() -> None:
@@ -237,6 +354,50 @@ def test_a_budget_for_all_channels_gives_the_published_map(name: str) -> None:
     assert torch.equal(found, full)
     assert details.evaluations.tolist() == live_counts(model, x)
     assert details.expected_error.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("score_fn", ["softmax", "sigmoid", "identity"])
+def test_the_search_of_a_method_is_that_of_its_live_channels(score_fn: Any) -> None:
+    """Score-CAM by hand: the masked scores that the search asks for, and the weights that it gives."""
+    model, x = network(), images(1, 3, 8, 8)
+    found = LayerScoreCAM(model, model.relu, weighting="probability", score_fn=score_fn, max_evaluations=14)
+    activations = model.relu(model.conv(x)).detach().requires_grad_()
+    model.head(torch.tanh(activations.mean((2, 3))))[0, 1].backward()
+    maps, gradients = activations.detach()[0], activations.grad[0]  # type: ignore[index]
+    live = maps.amax((1, 2)) > maps.amin((1, 2))
+    maps, gradients = maps[live], gradients[live]
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    masked = model(x * ((maps - low) / (high - low))[:, None]).detach().double()
+    scores = {"softmax": masked.softmax(1), "sigmoid": masked.sigmoid(), "identity": masked}[score_fn][:, 1]
+    is_probability = score_fn != "identity"
+    search = ChannelSearch(maps, gradients, 14, weighting="probability", is_probability=is_probability)
+    weights = run(search, scores)
+    expected = (weights[:, None, None] * maps).sum(0).relu()
+    same(found.attribute(x, 1)[0, 0], expected.float())
+
+
+class Fragile(ManyChannels):
+    """Has no score for dark pictures, or a score of 0."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).masked_fill((x[:, 0, 4, 4] < 0)[:, None], self.value)
+
+
+def test_a_copy_without_a_score_counts_as_0() -> None:
+    x, maps = images(2, 3, 8, 8), []
+    x[:, 0, 4, 4] = 0.5
+    for value in (math.nan, math.inf, 0.0):
+        torch.manual_seed(3)
+        model = Fragile(value).eval()
+        method = LayerSSCAM(model, model.relu, n_samples=12, stdevs=0.3, score_fn=torch.abs)
+        maps.append(method.attribute(x, 1))
+    assert maps[2].flatten(1).any(1).all()
+    same(maps[0], maps[2])
+    same(maps[1], maps[2])
 
 
 @pytest.mark.parametrize("name", METHODS)

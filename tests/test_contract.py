@@ -295,6 +295,12 @@ def test_the_warning_of_a_single_position_points_at_the_caller(x: Tensor) -> Non
         assert {warning.filename for warning in warned} == {__file__}
 
 
+def test_two_positions_are_worth_a_warning() -> None:
+    model = make(dims=1)
+    with pytest.warns(UserWarning, match="has a single position"):
+        LayerScoreCAM(model, model.pool).attribute(images(2, 3, 2), 1)
+
+
 def test_a_layer_with_a_single_position_is_right_for_inputs_with_one() -> None:
     model = make()
     LayerScoreCAM(model, model.conv2).attribute(images(2, 3, 1, 1), 1)

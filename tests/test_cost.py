@@ -22,7 +22,8 @@ from captum_fusion import (
     LayerSmoothGradCAMPlusPlus,
     LayerUnionCAM,
 )
-from captum_fusion._passes.pace import TimedPace, timed_pace
+from captum_fusion._passes.call import Call
+from captum_fusion._passes.pace import FixedPace, TimedPace, timed_pace
 from captum_fusion.functional import live_channels
 from tests.networks import Counter, Net, images, make
 from tests.test_contract import same
@@ -91,12 +92,15 @@ def test_components_share_the_pass_and_the_baseline(model: Any, x: Tensor) -> No
     )
     assert counted.rows == alive + 5 * 4
     counted.rows = 0
+    fusion.attribute(x, 1, gradient_kwargs={"relu_attributions": True})
+    assert counted.rows == alive + 5 * 4, "the map is rectified anyway"
+    counted.rows = 0
     nested = LayerFusionCAM(
         counted, model.relu2, None, LayerUnionCAM(counted, model.relu2, region_method=region), region
     )
     nested.attribute(x, 1, region_kwargs={"perturbations_per_eval": 2})
     assert counted.rows == 2 * alive + (5 + 3) * 4, "the union itself adds three masked samples"
-    assert backward == [4, 4, 4]
+    assert backward == [4, 4, 4, 4]
 
 
 def test_no_backward_pass_if_no_component_needs_one(model: Any, x: Tensor) -> None:
@@ -107,6 +111,25 @@ def test_no_backward_pass_if_no_component_needs_one(model: Any, x: Tensor) -> No
     own = {"relu_attributions": True, "attr_dim_summation": False}
     LayerFusionCAM(model, model.relu2).attribute(x, 1, gradient_kwargs=own)
     assert backward == [4], "the backward pass of the component itself"
+
+
+def test_the_time_of_a_chunk_is_noted_with_its_number_of_samples(x: Tensor) -> None:
+    model, noted, clock = make(), list[tuple[int, float]](), itertools.count(100.0, 5.0)
+
+    class Pace(FixedPace):
+        def now(self) -> float:
+            return next(clock)
+
+        def record(self, samples: int, layout: torch.memory_format, seconds: float) -> None:
+            noted.append((samples, seconds))
+
+    owners = torch.arange(4).repeat(3)
+    call = Call.checked(model, x, 1)
+    pace = Pace(owners, 4, 1, torch.contiguous_format)
+    chunks = [len(chunk) for chunk in call.in_chunks(owners, pace, lambda chunk, owners, layout: owners)]
+    assert sum(chunks) == 12
+    assert len(chunks) > 1
+    assert noted == [(size, 5.0) for size in chunks]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])

@@ -439,7 +439,11 @@ COMPONENTS = {
         NoiseTunnel(LayerGradCam(m, m.relu2)),
         {"nt_type": "smoothgrad", "nt_samples": 2, "stdevs": 0.0},
     ),
-    "LayerScoreCAM": lambda m: (LayerScoreCAM(m, m.relu2, weighting="increase"), {"perturbations_per_eval": 3}),
+    "LayerScoreCAM": lambda m: (
+        LayerScoreCAM(m, m.relu2, weighting="increase"),
+        {"perturbations_per_eval": 3, "baselines": 0.5},
+    ),
+    "LayerAblationCAM": lambda m: (LayerAblationCAM(m, m.relu2), {}),
     "LayerUnionCAM": lambda m: (LayerUnionCAM(m, m.relu2), {}),
     "LayerFusionCAM": lambda m: (LayerFusionCAM(m, m.relu2), {}),
 }
@@ -495,8 +499,20 @@ def test_a_component_that_returns_no_map() -> None:
             return inputs.sum((1, 2, 3))
 
     model = make()
-    with pytest.raises(ValueError, match=r"gradient_method must return a map of shape \(2, channels"):
+    with pytest.raises(ValueError, match=r"gradient_method must return a map of shape \(2, channels.*, not \(2,\)"):
         LayerFusionCAM(model, model.relu2, None, Wrong()).attribute(images(2, 3, 8, 8), 1)
+
+
+def test_a_component_that_returns_more_maps_than_the_layer_has_tensors() -> None:
+    model = make()
+
+    class Twice(LayerGradCam):
+        def attribute(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
+            return (super().attribute(inputs, target, additional_forward_args),) * 2
+
+    fusion = LayerFusionCAM(model, model.relu2, None, Twice(model, model.relu2))
+    with pytest.raises(ValueError, match="gradient_method returned 2 maps for a layer with 1 tensors"):
+        fusion.attribute(images(2, 3, 8, 8), 1)
 
 
 def test_components_of_several_inputs() -> None:
@@ -505,14 +521,16 @@ def test_components_of_several_inputs() -> None:
     def of_two(a: Tensor, b: Tensor) -> Tensor:
         return model(a + b)
 
-    x = images(2, 3, 8, 8)
+    x = images(2, 3, 8, 8), images(2, 3, 8, 8, seed=4)
     fusion = LayerFusionCAM(of_two, model.relu2, None, IntegratedGradients(of_two))
-    result, details = fusion.attribute((x, x * 0.1), 1, gradient_kwargs={"n_steps": 4}, return_details=True)
+    result, details = fusion.attribute(x, 1, gradient_kwargs={"n_steps": 4}, return_details=True)
     assert result.shape == (2, 1, 8, 8)
-    first, second = IntegratedGradients(of_two).attribute((x, x * 0.1), target=1, n_steps=4)
-    assert not torch.allclose(first.sum(1), second.sum(1))
-    peak = first.sum(1).relu().flatten(1).argmax(1)
-    assert torch.equal(details.gradient_map.flatten(1).argmax(1), peak)
+    first, second = (
+        maps.sum(1).relu().flatten(1).argmax(1)
+        for maps in IntegratedGradients(of_two).attribute(x, target=1, n_steps=4)
+    )
+    assert (first != second).all()
+    assert torch.equal(details.gradient_map.flatten(1).argmax(1), first), "the map of the first masked input"
 
 
 def test_a_class_name_as_target_is_explained() -> None:

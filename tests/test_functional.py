@@ -432,6 +432,72 @@ def test_score_function_errors() -> None:
         F.score_function(None)  # type: ignore[arg-type]
 
 
+# ---------------------------------------------------------------------------------------------------- super-resolution
+
+
+def test_rotations_are_rigid_and_shifts_are_fractions_of_the_picture() -> None:
+    """A pixel at p from the centre samples the picture at R p + shift, in pixels of a picture that is not square."""
+    (height, width), angles = (3, 5), np.array([0.3, -1.2])
+    shifts = np.array([[0.1, 0.25], [-0.2, 0.0]])
+    grids = F.affine_grids(torch.from_numpy(angles), torch.from_numpy(shifts), (height, width))
+    assert grids.shape == (2, 3, 5, 2)
+    y, x = np.meshgrid(np.arange(3) - 1.0, np.arange(5) - 2.0, indexing="ij")
+    for grid, angle, (right, down) in zip(grids, angles, shifts, strict=True):
+        across = np.cos(angle) * x - np.sin(angle) * y + right * width
+        along = np.sin(angle) * x + np.cos(angle) * y + down * height
+        close(grid, np.stack([2 * across / width, 2 * along / height], -1))
+
+
+@pytest.mark.parametrize("cells", [(2, 3), (3, 2), (6, 9), (1, 1)])
+def test_coarsening_is_bilinear_sampling_and_the_mean_of_each_cell(cells: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    angles = torch.rand(4, generator=generator, dtype=torch.float64)
+    shifts = torch.rand(4, 2, generator=generator, dtype=torch.float64) - 0.5
+    fine = torch.rand(1, 1, 6, 9, generator=generator, dtype=torch.float64)
+    grids = F.affine_grids(angles, shifts, (6, 9))
+    moved = nn.functional.grid_sample(fine.expand(4, -1, -1, -1), grids, align_corners=False)  # 0 outside
+    y, x = (np.arange(pixels) * n // pixels for pixels, n in zip((6, 9), cells, strict=True))
+    means = [[moved[:, 0, y == i][:, :, x == j].mean((1, 2)) for j in range(cells[1])] for i in range(cells[0])]
+    found = F.coarsening(grids, cells) @ fine.flatten()
+    close(found.reshape(4, *cells), torch.stack([torch.stack(row, -1) for row in means], 1))
+
+
+def super_resolution_loss(fine: Tensor, maps: Tensor, grids: Tensor, tv_weight: float, energy_weight: float) -> Tensor:
+    """The documented objective for one example: a map (1, height, width) for coarse ones (L, h, w), NaN left out."""
+    moved = nn.functional.grid_sample(fine.expand(len(maps), 1, -1, -1), grids, align_corners=False)
+    errors = nn.functional.adaptive_avg_pool2d(moved, maps.shape[1:])[:, 0] - maps
+    variation = sum((fine.diff(dim=dim).square() + 0.003**2).sqrt().sum() for dim in (1, 2))
+    return errors[maps.isfinite()].square().sum() + tv_weight * variation + energy_weight * fine.square().sum()
+
+
+@pytest.mark.parametrize(("tv_weight", "energy_weight"), [(0.0, 0.0), (0.02, 0.05), (0.3, 0.0), (0.0, 1.0)])
+def test_super_resolution_takes_adams_steps_on_its_objective(tv_weight: float, energy_weight: float) -> None:
+    """The same steps with gradients from autograd, for each example alone."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(2, 3, 2, 3, generator=generator, dtype=torch.float64)
+    maps[1, 2] = torch.nan  # not defined: left out, of this example alone
+    shifts = 0.2 * torch.rand(3, 2, generator=generator, dtype=torch.float64)
+    grids = F.affine_grids(torch.tensor([0.0, 0.4, -0.3], dtype=torch.float64), shifts, (4, 6))
+    found = F.super_resolve(maps, grids, tv_weight, energy_weight, iterations=30, rate=0.01)
+    assert found.dtype is torch.float64
+    assert not found.is_inference(), "usable where gradients are computed"
+    for example, result in zip(maps, found, strict=True):
+        fine = torch.zeros(1, 4, 6, dtype=torch.float64, requires_grad=True)
+        adam = torch.optim.Adam([fine], lr=0.01)
+        for _ in range(30):
+            adam.zero_grad()
+            super_resolution_loss(fine, example, grids, tv_weight, energy_weight).backward()
+            adam.step()
+        close(result, fine, 1e-9)
+
+
+def test_the_first_step_of_super_resolution_has_the_length_of_the_rate() -> None:
+    """Adam's first step is its rate in each coordinate, whatever the gradient."""
+    maps, grids = torch.tensor([[[[2.0, -3.0]]]]), F.affine_grids(torch.zeros(1), torch.zeros(1, 2), (1, 2))
+    close(F.super_resolve(maps, grids, 0.0, 0.0, iterations=1), [[[[1e-3, -1e-3]]]], 1e-8)
+    close(F.super_resolve(maps, grids, 0.0, 0.0, iterations=1, rate=0.5), [[[[0.5, -0.5]]]], 1e-6)
+
+
 # --------------------------------------------------------------------------------------------------------------- blurs
 
 

@@ -309,6 +309,8 @@ def test_layers_whose_tokens_are_no_grid() -> None:
     with pytest.raises(ValueError, match=r"blocks.0.norm1, .* has tokens in the order of Hiera's mask units"):
         reshape_of(hiera, hiera.blocks[0].norm1, x)
     assert default_layer(hiera, x)[::2] == ("norm", TokenGrid(prefix=0))
+    hiera.head = nn.Linear(8, 2)  # fewer classes than tokens
+    assert reshape_of(hiera, hiera.norm, x) == TokenGrid(prefix=0)
 
 
 def test_written_reshapes() -> None:

@@ -11,7 +11,7 @@ from captum.metrics import sensitivity_max
 
 from captum_fusion import metrics
 from captum_fusion.metrics import explanation_func, to_input_shape
-from tests.networks import images, make
+from tests.networks import TupleLayer, images, make
 
 
 def test_a_map_takes_the_form_of_the_inputs() -> None:
@@ -42,6 +42,14 @@ def test_the_form_of_the_input_is_mirrored() -> None:
     assert torch.equal(explain((x,))[0], explain(x))
     whole = explanation_func(LayerGradCam(model, model.conv2), input_shape=True, target=1)
     assert whole((x,))[0].shape == x.shape
+
+
+def test_no_map_of_a_layer_with_several_tensors_is_lost() -> None:
+    model, x = make(TupleLayer), images(2, 3, 8, 8)
+    method = LayerGradCam(model, model.branches)
+    found = explanation_func(method, target=1)(x)
+    for ours, theirs in zip(found, method.attribute(x, 1), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_sensitivity_of_captums_own_layer_method_in_a_batch() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captum.attr import LayerGradCam, NoiseTunnel
+from captum.attr import LayerGradCam, LayerGradientXActivation, NoiseTunnel
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 
@@ -103,6 +103,11 @@ def test_errors_of_the_quantus_adapter() -> None:
         quantus_explain_func(lambda network: LayerFusionCAM(network, network.branches))(several, x, y)
     with pytest.raises(TypeError, match="wrong"):
         quantus_explain_func(fusion)(model, x, y, wrong=1)
+    folded = torch.nn.Sequential(torch.nn.Unflatten(1, (3, 8, 8)), model.conv1, torch.nn.Flatten()).eval()
+    with pytest.raises(ValueError, match=r"inputs of shape \(2, 192\) do not fit attributions of shape \(2, 1, 8, 8\)"):
+        quantus_explain_func(lambda network: LayerGradCam(network, network[1]))(folded, x.reshape(2, -1), y)
+    with pytest.raises(ValueError, match=r"inputs of shape \(2, 3, 8, 8\) do not fit attributions of shape \(2, 5\)"):
+        quantus_explain_func(lambda network: LayerGradientXActivation(network, network.head))(model, x, y)
 
 
 def test_quantus_itself() -> None:

@@ -328,6 +328,20 @@ def test_two_inputs_and_overall() -> None:
     assert overall(make(TwoInputs), x, torch.rand(2, 1, 4, 4), 1, steps=3).shape == (2,)
 
 
+def test_a_pixel_of_an_input_of_another_size_is_removed_with_most_of_its_area() -> None:
+    """The map is 4 x 4; of the input of 2 x 2 a pixel stands for four of its pixels, of 8 x 8 a quarter of one."""
+    maps = torch.full((1, 1, 4, 4), 1.0)
+    maps[..., :2, :2] = 2.0  # removed in the first of four steps
+    sizes = [(4, 4), (2, 2), (8, 8)]
+    for i, size in enumerate(sizes):
+        x = (torch.ones(1, 1, 4, 4), *(torch.ones(1, 1, *s) for s in sizes))
+
+        def left(*inputs: Tensor, which: int = i + 1) -> Tensor:
+            return inputs[which].mean((1, 2, 3))
+
+        assert deletion(left, x, maps, steps=4).scores[0, :2].tolist() == [1.0, 0.75], size
+
+
 # ---------------------------------------------------------------------------------------------------------- equal area
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from captum_fusion import LayerAblationCAM, LayerFusionCAM, LayerLayerCAM, LayerScoreCAM, shared_work
 from captum_fusion.metrics import Randomization, cascading_randomization
-from captum_fusion.metrics.similarity import pearson, spearman, ssim
+from captum_fusion.metrics.similarity import pearson, similarity_function, spearman, ssim
 from tests.networks import Net, WithBatchNorm, hooks_on, images, make
 from tests.test_contract import same
 
@@ -146,6 +146,65 @@ def test_what_is_randomised_when(kind: Any, order: list[str]) -> None:
         done |= changed
 
 
+class Functional(nn.Module):
+    """Uses the weights of its parts without calling them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(192, 192, bias=False), nn.Linear(192, 192, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.first.weight.T @ self.second.weight.T
+
+
+def test_parts_of_the_only_called_module_are_randomised_with_it() -> None:
+    model = make(Functional, seed=5)  # not one of the seeds of the steps
+    seen = weights_seen(model, images(1, 3, 8, 8), ["Functional"])
+    for before, after in zip(seen[0].chunk(2), seen[1].chunk(2), strict=True):
+        assert (before == after).float().mean() < 0.01
+
+
+def test_layers_of_the_same_shape_get_different_weights() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 192, bias=False), nn.Linear(192, 192, bias=False)).eval()
+    first, second = weights_seen(model, images(1, 3, 8, 8), ["2", "1"])[-1].chunk(2)
+    assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.05
+
+
+def test_the_weights_of_each_step_can_be_drawn_again() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4, bias=False), nn.Linear(4, 5, bias=False)).eval()
+    last = weights_seen(model, images(1, 3, 8, 8), ["2", "1"], seed=6)[-1]
+    for i, size, drawn in ((1, (4, 5), last[-20:]), (2, (192, 4), last[:-20])):
+        with torch.random.fork_rng():
+            torch.manual_seed(6 + i)
+            assert torch.equal(drawn, nn.Linear(*size, bias=False).weight.detach().flatten())
+
+
+def weights_seen(model: nn.Module, x: Tensor, order: list[str], seed: int = 0) -> list[Tensor]:
+    """The parameters of the network before and after each step."""
+    seen: list[Tensor] = []
+
+    def keep(first: Tensor, second: Tensor) -> Tensor:
+        seen.append(second[0])
+        return torch.ones(1)
+
+    assert cascading_randomization(Weights(model), x, similarity=keep, seed=seed).layers == order
+    return seen
+
+
+def test_the_channels_of_a_map_are_summed() -> None:
+    model, x, seen = make(), images(2, 3, 8, 8), list[Tensor]()
+
+    def keep(first: Tensor, second: Tensor) -> Tensor:
+        seen.append(first)
+        return torch.ones(2)
+
+    method = LayerGradCam(model, model.conv2)
+    cascading_randomization(method, x, 1, similarity=keep, attr_dim_summation=False)
+    whole = method.attribute(x, 1, attr_dim_summation=False).detach()
+    assert whole.shape[1] > 1
+    same(seen[0], whole.sum(1, keepdim=True))
+
+
 def test_fresh_values() -> None:
     """``reset_parameters`` draws from the layer's own distribution; other parameters keep their mean and spread."""
     model, seen = make(Attention), []
@@ -251,6 +310,14 @@ def test_rank_correlation_is_scipys(values: Any) -> None:
     assert spearman(first, second).tolist() == pytest.approx([expected], abs=1e-6)
     expected = np.corrcoef(*values)[0, 1] if defined else 0
     assert pearson(first, second).tolist() == pytest.approx([expected], abs=1e-6)
+
+
+def test_constant_maps_are_not_similar_to_anything_by_a_function_of_your_own() -> None:
+    function = similarity_function(lambda first, second: torch.full((len(first),), 0.7))
+    ramp, flat = torch.arange(4.0).reshape(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+    assert function(ramp, ramp).tolist() == pytest.approx([0.7])
+    for first, second in ((ramp, flat), (flat, ramp), (flat, flat)):
+        assert function(first, second).tolist() == [0]
 
 
 def test_maps_that_are_not_finite() -> None:

@@ -135,6 +135,8 @@ def test_errors() -> None:
         metric_of(confidences, model).update(x, x, 1)
     with pytest.raises(TypeError, match=r"not shape \(2, 5\)"):
         metric_of(insertion, model, part="scores", steps=4).update(x, x, 1)
+    with pytest.raises(TypeError, match=r"one value for each example, not shape \(\)"):
+        metric_of(lambda values: values.mean()).update(x)  # the mean of a batch has no number of examples
     with pytest.raises(ValueError, match="part: Curve has no 'area'"):
         metric_of(insertion, model, part="area", steps=4).update(x, x, 1)
 

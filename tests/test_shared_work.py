@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from captum_fusion import (
     shared_work,
 )
 from captum_fusion import functional as formulas
+from captum_fusion._passes.sharing import WorkCache
 from captum_fusion.attr._bases import LayerTensor
 from tests.classes import CLASSES
 from tests.networks import Counter, TupleLayer, WithBatchNorm, images, make
@@ -227,6 +229,31 @@ def test_samples_run_and_saved_add_up_to_the_cost_of_separate_calls(x: Tensor) -
         methods[1].attribute(x, 1, perturbations_per_eval=2)
         assert saved.backward_samples == before + 3, "the backward samples of the shared pass are counted"
     assert alone == [3 * (1 + 8), 3 * (8 + 5), 3 * (8 + 5), 3 * (1 + 8 + 1)]
+
+
+def test_the_seconds_saved_are_those_that_the_first_run_took(x: Tensor) -> None:
+    model = make()
+    method = LayerScoreCAM(model, model.conv2)
+    with shared_work() as saved:
+        start = time.perf_counter()
+        method.attribute(x, 1)
+        first = time.perf_counter() - start
+        assert saved.seconds == 0
+        method.attribute(x, 1)
+        assert 0 < saved.seconds <= first
+
+
+@pytest.mark.parametrize(("values", "changed"), [(1024, 1), (4096, 4), (10_000, 9)])
+def test_a_run_of_changed_weights_is_noticed(values: int, changed: int) -> None:
+    """At least 1024 values of a parameter are compared, evenly spread, even if a change leaves no other trace."""
+    weights = [torch.zeros(values)]
+    cache = WorkCache()
+    before = cache.key_of_weights(weights)
+    assert cache.key_of_weights(weights) == before
+    for start in (0, values // 3, values // 2 + 1, values - changed - values % changed):
+        weights[0].data[start : start + changed] = 1.0
+        assert cache.key_of_weights(weights) != before
+        weights[0].data.zero_()
 
 
 class InvertedScoreCAM(LayerScoreCAM):

@@ -551,6 +551,35 @@ def test_augmented_grad_cam_moves_maps_back() -> None:
             assert abs(weights.sum(0) @ torch.arange(64.0) - 43.5) < 0.5
 
 
+def test_augmented_copies_are_turned_and_moved_within_the_limits() -> None:
+    """The first copy is the picture; the others are spread over both directions up to the limits."""
+
+    class Seen(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.detach())
+            return super().forward(nn.functional.adaptive_avg_pool2d(x, 8))
+
+    model, line = make(Seen), torch.arange(64.0) - 31.5
+    spot = (-((line[:, None] - 0.0).square() + (line - 16).square()) / 8).exp()  # 16 pixels to the right of the centre
+    x = spot.expand(1, 3, 64, 64)
+    angles, shifts = [], []
+    for rotation, shift in ((0.5, 0.0), (0.0, 0.2)):
+        seen: list[Tensor] = []
+        method = LayerAugmentedGradCAM(
+            model, model.relu2, n_samples=30, rotation=rotation, shift=shift, combination="mean"
+        )
+        method.attribute(x, 1, perturbations_per_eval=10)
+        copies = torch.cat(seen[1:])[:, 0]  # after the clean pass
+        assert len(copies) == 30
+        same(copies[0], x[0, 0])
+        across, down = ((copies * grid).sum((1, 2)) / copies.sum((1, 2)) for grid in (line, line[:, None]))
+        angles.append(torch.atan2(down, across)[1:])
+        shifts.append(torch.stack([across - 16, down], 1)[1:] / 64)
+    for found, limit in ((angles[0], 0.5), (shifts[1][:, 0], 0.2), (shifts[1][:, 1], 0.2)):
+        assert 0.7 * limit < float(found.max()) < 1.02 * limit
+        assert 0.7 * limit < float(-found.min()) < 1.02 * limit
+
+
 def test_group_cam_on_a_network_with_dead_groups() -> None:
     model, x = make(), images(2, 3, 8, 8)
     with torch.no_grad():

@@ -326,6 +326,15 @@ def test_bad_boxes(boxes: list[list[float]], message: str) -> None:
         BoxScore(Bright(), classes=4)(torch.ones(1, 3, 8, 8), torch.tensor(boxes))
 
 
+def test_a_box_may_reach_into_the_first_or_last_pixel_only() -> None:
+    score = BoxScore(Bright(), classes=4)
+    for box in ([-3.0, -3, 1, 1], [-3, -3, 0.5, 0.5], [7, 7, 12, 12], [7.5, 7.5, 12, 12]):
+        assert score(torch.ones(1, 3, 8, 8), torch.tensor([box])).isfinite().all()
+    for box in ([-3.0, 0, 0, 4], [0, -3, 4, 0], [8, 0, 9, 4], [0, 8, 4, 9]):
+        with pytest.raises(ValueError, match="overlap the image"):
+            score(torch.ones(1, 3, 8, 8), torch.tensor([box]))
+
+
 def test_labels_beyond_the_classes() -> None:
     with pytest.raises(ValueError, match="labels go up to 2, and classes is 2"):
         BoxScore(Bright(), classes=2)(torch.ones(1, 3, 8, 8), torch.tensor([[0.0, 0, 4, 4]]))

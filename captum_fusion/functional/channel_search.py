@@ -18,12 +18,12 @@ raw output:
   masks need not have equal scores.
 - Scores that are probabilities are modelled on the logit scale.
 
-A deviation ``e`` of ``F`` moves the map by ``J^T e`` with ``J_k = q_k (A^k - M)`` for softmax weights (``M`` the mean
-map under the weights) and ``J_k = q_k A^k`` otherwise, ``q_k`` the slope of the weight in the score. Without the
-parts that a correlation cannot see (a constant, and the map itself), and in units of the map's norm, ``1 -
-correlation`` is ``|J^T e|^2 / 2`` up to third order. With the posterior covariance ``S`` its expectation is
-``trace(J^T S J) / 2``. Evaluating channel ``k`` lowers it by ``|J^T S_k|^2 / (2 S_kk)``. The next channel has the
-largest such gain; within a batch the covariance is updated without new scores.
+A deviation ``e`` of ``F`` moves the map by ``J^T e`` with ``J_k = q_k A^k``, ``q_k`` the slope of the weight in the
+score. (The denominator of softmax weights moves the map along itself.) Without the parts that a correlation cannot see
+(a constant, and the map itself), and in units of the map's norm, ``1 - correlation`` is ``|J^T e|^2 / 2`` up to third
+order. With the posterior covariance ``S`` its expectation is ``trace(J^T S J) / 2``. Evaluating channel ``k`` lowers it
+by ``|J^T S_k|^2 / (2 S_kk)``. The next channel has the largest such gain; within a batch the covariance is updated
+without new scores.
 
 Everything is float64 on the CPU and deterministic. On a GPU the many small steps take as long.
 """
@@ -218,9 +218,9 @@ class ChannelSearch:
             nugget = _NUGGET
         return prior + torch.outer(self._guess[rows], self._guess[columns]) + shift + nugget * same
 
-    def _prior_variance(self, length: float) -> Tensor:
+    def _prior_variance(self, length: float, shift: float = _SHIFT) -> Tensor:
         kernel = _LINEAR * self._squares + _LINEAR_NUGGET if math.isinf(length) else 1 + _NUGGET
-        return kernel + _SHIFT + self._guess.square()
+        return kernel + shift + self._guess.square()
 
     def _condition(self) -> _Posterior:
         """The posterior given the measured scores. Scores that are not finite are left out."""
@@ -273,12 +273,11 @@ class ChannelSearch:
     def _moves(self, weights: Tensor, slopes: Tensor) -> Tensor:
         """``J``: how the map moves with each channel's modelled score, as correlation sees it, (K, n)."""
         total = weights @ self._maps
-        moves = self._maps - total / weights.sum() if self._weighting == "softmax" else self._maps
         centred = total - total.mean()
         power = centred @ centred
         if not power > 0:
             return torch.zeros_like(self._maps)
-        moves = moves - moves.mean(1, keepdim=True)
+        moves = self._maps - self._maps.mean(1, keepdim=True)
         moves = moves - torch.outer(moves @ centred / power, centred)
         return moves * (slopes / power.sqrt())[:, None]
 
@@ -323,7 +322,7 @@ class ChannelSearch:
     def _first(self, number: int) -> list[int]:
         """The first batch: the same rule under the prior, with weights guessed from the gradients."""
         empty = self._maps.new_zeros(self._number, 0)
-        prior = _Posterior(empty.sum(1), 1 + _NUGGET + self._guess.square(), empty, 1.0, 1.0)
+        prior = _Posterior(empty.sum(1), self._prior_variance(1.0, shift=0.0), empty, 1.0, 1.0)
         weights = self._preference.softmax(0)
         return self._choose(prior, self._moves(weights, weights), self._taken(), number, shift=0.0)
 

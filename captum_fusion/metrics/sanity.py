@@ -65,7 +65,8 @@ def cascading_randomization(
             two spatial dimensions, each map stretched to [0, 1], windows of at most 7 x 7), or a function of two maps
             ``(N, 1, *spatial)`` that returns a value for each example. The similarity to a constant map is 0.
             Default: ``"spearman"``
-        seed (int, optional): The seed of the random weights.
+        seed (int, optional): The seed of the random weights: the i-th module is randomised after
+            ``torch.manual_seed(seed + i)``.
             Default: 0
         attribute_kwargs (Any, optional): Further arguments of ``method.attribute``.
 

@@ -38,13 +38,12 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
     """Spearman's correlation of two maps of each example: Pearson's of the ranks, where ties share their mean rank."""
     from scipy.stats import rankdata
 
-    defined = varies(first) & varies(second)
     ranks = [
         torch.from_numpy(rankdata(torch.where(varies(maps)[:, None], maps.flatten(1), 0.0).cpu().numpy(), axis=1))
         for maps in (first, second)
     ]
     coefficients = correlation(*ranks)[0].to(formulas.precise(first.new_zeros(0)))
-    return nan_where_undefined(torch.where(defined, coefficients, 0.0), first, second)
+    return nan_where_undefined(coefficients, first, second)
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:

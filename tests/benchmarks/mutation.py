@@ -2,6 +2,10 @@
 
     pip install -e ".[dev]"
     python -m tests.benchmarks.mutation [scores fusion ...] [--sample 40] [--seed 0] [--jobs 2] [--survivors]
+    python -m tests.benchmarks.mutation --rest 200 [--seed 0] [--jobs 2] [--survivors]
+
+Without ``--rest`` each module of the formulas and metrics (``MODULES``) gets a sample of its own. With ``--rest`` one
+sample is drawn from the rest of the methods' code (``REST``), and each module's share of it is its share of the lines.
 
 Mutants come from cosmic-ray's operators (one operator, number, constant, condition or loop is changed) and from
 ``SwapMethod`` below (``amin`` becomes ``amax``). Left out are mutants of annotations, of error messages and of
@@ -21,6 +25,7 @@ import ast
 import collections
 import difflib
 import gc
+import itertools
 import json
 import os
 import random
@@ -44,7 +49,18 @@ LIMIT = 300
 MODULES = (
     *sorted((PACKAGE / "functional").glob("[!_]*.py")),
     *(PACKAGE / "attr" / name for name in ("_components.py", "fusion.py")),
-    *sorted((PACKAGE / "metrics").glob("*.py")),
+    *sorted((PACKAGE / "metrics").glob("[!_]*.py")),
+    PACKAGE / "metrics" / "_maps.py",
+)
+#: The rest of the code of methods. Functions that fill in docstrings run at import only, and cannot be changed here.
+REST = (
+    *(
+        path
+        for path in sorted((PACKAGE / "attr").glob("*.py"))
+        if path not in MODULES and path.name not in ("__init__.py", "_docs.py")
+    ),
+    *sorted((PACKAGE / "_passes").glob("[!_]*.py")),
+    *(PACKAGE / name for name in ("_arguments.py", "layers.py", "targets.py")),
 )
 TESTS = (
     "tests/test_functional.py",
@@ -57,18 +73,22 @@ TESTS = (
     "tests/test_not_finite.py",
     "tests/test_attacks.py",
     *(f"tests/{path.name}" for path in sorted((ROOT / "tests").glob("test_metrics*.py"))),
-    "captum_fusion/functional",
-    "captum_fusion/metrics",
-    "captum_fusion/attr",
     "tests/test_contract.py",
-    "tests/test_docs.py",
     "tests/test_edge_cases.py",
+    "tests/test_layers.py",
+    "tests/test_replaced_layers.py",
+    "tests/test_targets.py",
+    "tests/test_cost.py",
+    "tests/test_shared_work.py",
+    "tests/test_captum.py",
+    "tests/test_docs.py",
+    *(
+        f"captum_fusion/{path}"
+        for path in ("functional", "metrics", "attr", "_passes", "_arguments.py", "layers.py", "targets.py")
+    ),
 )
-#: Of files with many other tests, those of attr/fusion.py and of defaults; and not a test that starts processes.
-CHOICE = (
-    "(not test_contract or LayerFusionCAM or LayerUnionCAM) and (not test_docs or test_documented_defaults) "
-    "and (not test_edge_cases or test_details) and not test_two_processes"
-)
+#: Of the documentation's tests those of defaults; and not a test that starts processes.
+CHOICE = "(not test_docs or test_documented_defaults) and not test_two_processes"
 
 OPTIONS = ("-q", "-x", "-p", "no:cacheprovider", "--assert=plain", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 #: The exit status of a mutant that changes nothing that can be changed after the import.
@@ -274,7 +294,7 @@ def measured() -> Coverage:
     record = coverage.CoverageData(str(data))
     record.read()
     tests = {}
-    for path in MODULES:
+    for path in (*MODULES, *REST):
         lines = record.contexts_by_lineno(str(path))
         names = {line: sorted({c.partition("|")[0] for c in contexts} - {""}) for line, contexts in lines.items()}
         tests[str(path.relative_to(ROOT))] = names
@@ -389,7 +409,7 @@ class _Run:
 def table(results: Sequence[dict[str, Any]]) -> str:
     """A row for each module, in Markdown."""
     rows = ["| module | mutants | killed |", "| --- | --- | --- |"]
-    for path in MODULES:
+    for path in (*MODULES, *REST):
         own = [result for result in results if result["module"] == str(path.relative_to(ROOT))]
         if own:
             killed = sum(result["killed"] for result in own)
@@ -397,6 +417,15 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     killed = sum(result["killed"] for result in results)
     rows.append(f"| all | {len(results)} | {100 * killed / max(len(results), 1):.1f} % |")
     return "\n".join(rows)
+
+
+def numbers(sample: int, rest: int) -> dict[Path, int]:
+    """How many mutants of each module are tested."""
+    if not rest:
+        return dict.fromkeys(MODULES, sample)
+    lines = [len(path.read_text(encoding="utf-8").splitlines()) for path in REST]
+    ends = [round(rest * end / sum(lines)) for end in itertools.accumulate(lines, initial=0)]
+    return {path: end - start for path, (start, end) in zip(REST, itertools.pairwise(ends), strict=True)}
 
 
 def recorded(reuse: bool) -> Coverage:
@@ -413,6 +442,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.mutation", description=__doc__.partition("\n")[0])
     parser.add_argument("modules", nargs="*", help="parts of paths (default: all)")
     parser.add_argument("--sample", type=int, default=40, help="mutants of each module")
+    parser.add_argument("--rest", type=int, default=0, help="mutants of the rest of the methods' code, instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--budget", type=float, default=6.0, help="seconds of the tests of a mutant")
@@ -427,13 +457,14 @@ def main() -> None:
     coverage, record = recorded(arguments.reuse), WORK / "results.json"
     earlier = json.loads(record.read_text(encoding="utf-8")) if record.exists() else []
     alive = {(r["module"], r["diff"]) for r in earlier if not r["killed"]}
+    counts = numbers(arguments.sample, arguments.rest)
     paths = [
         path
-        for path in MODULES
+        for path in counts
         if not arguments.modules or any(part in str(path.relative_to(PACKAGE)) for part in arguments.modules)
     ]
     chosen = [Mutant(str(path.relative_to(ROOT)), 0, CONTROL, "", "nothing is changed") for path in paths]
-    chosen += [mutant for path in paths for mutant in mutants(path, arguments.sample, arguments.seed)]
+    chosen += [mutant for path in paths for mutant in mutants(path, counts[path], arguments.seed)]
     if arguments.survivors:
         chosen = [m for m in chosen if m.operator == CONTROL or (m.module, m.diff) in alive]
     run = _Run(chosen, coverage, arguments.jobs, arguments.budget)
