@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from captum_fusion import LayerFusionCAM, functional
 from captum_fusion.targets import Contrast, Similarity
-from tests.benchmarks.search import NETWORKS, SIZE, load
-from tests.real_data import builders
+from tests.benchmarks.networks import NETWORKS, build
+from tests.benchmarks.search import SIZE, load
 
 DOG, CAT = 243, 282
 #: ImageNet's dogs and domestic cats.
@@ -98,11 +98,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     data = parser.parse_args().data
     print("| network | method | dog | dog rather than cat | cat | cat rather than dog |\n| --- " + "| --- " * 5 + "|")
-    for network, layer_name in NETWORKS.items():
-        model = getattr(builders(data), network)().eval()
-        layer = model.get_submodule(layer_name)
+    for network in NETWORKS:
+        model = build(network, data)
+        layer = model.get_submodule(NETWORKS[network].layer)
         found = list(class_shares(network, model, layer, data))
-        if layer_name == "features":  # the layers up to it are one module
+        if NETWORKS[network].layer == "features":  # the layers up to it are one module
             found += similarity_shares(network, model, layer, data)
         for method in dict.fromkeys(one.method for one in found):
             cells = [f"{v:.2f}" for one in found if one.method == method for v in (one.plain, one.contrast)]

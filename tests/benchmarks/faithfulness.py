@@ -30,7 +30,8 @@ from captum_fusion.attr._bases import LayerTensor
 from captum_fusion.attr._search import channel_weights
 from captum_fusion.evaluation import evaluate
 from tests.benchmarks.faithfulness_report import PRESETS, REFERENCE, write_report
-from tests.benchmarks.search import NETWORKS, Scored
+from tests.benchmarks.networks import NETWORKS
+from tests.benchmarks.search import Scored
 
 AREA = 0.25
 METRICS = (
@@ -184,10 +185,10 @@ def run(options: argparse.Namespace, folder: str, methods: Mapping[str, Any], im
     sys.path.insert(0, str(options.data.resolve()))
     return evaluate(
         options.data / "val_boxes_dev",
-        [f"builders:{network}" for network in options.networks],
+        [NETWORKS[network].spec for network in options.networks],
         output=options.output / folder,
         methods=methods,
-        layer=[NETWORKS[network] for network in options.networks],
+        layer=[NETWORKS[network].layer for network in options.networks],
         reference=REFERENCE,
         limit=images,
         whole_image=True,

@@ -12,14 +12,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
+from tests.benchmarks.networks import NETWORKS
+
 REFERENCE = "Fusion-CAM"
 PRESETS = ("Fusion-CAM, fast", "Fusion-CAM, best")
-NAMES = {
-    "squeezenet1_0": "SqueezeNet 1.0",
-    "squeezenet1_1": "SqueezeNet 1.1",
-    "googlenet_bvlc": "GoogLeNet",
-    "mobilenet_v2_tf": "MobileNetV2",
-}
 
 
 class Column(NamedTuple):
@@ -41,6 +37,8 @@ COLUMNS = {
     "pointing_game": Column("pointing % ↑", 1, 1, None),
     "complexity": Column("area", 3, 1, None),
 }
+#: The network that was not used while the presets were chosen.
+UNSEEN = "efficientnet_lite0"
 #: The last of the photographs that were used while the presets were chosen, in the order of their names.
 EXPLORED = "ILSVRC2012_val_00007007.jpg"
 #: The metrics that say how faithful a map is; Holm's correction is over these and the networks.
@@ -80,6 +78,10 @@ class Values:
 
 def _network(row: Mapping[str, Any]) -> str:
     return str(row["model"]).partition(":")[2] or str(row["model"])
+
+
+def _title(network: str) -> str:
+    return NETWORKS[network].title if network in NETWORKS else network
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -154,7 +156,7 @@ def network_table(values: Values, method: str) -> list[str]:
             gain = COLUMNS[metric].sign * differences.mean() if len(differences) else 0.0
             significant = adjusted.get((network, metric), 1.0) < 0.05
             cells.append(f"**{text}**" if significant and gain > 0 else f"{text} worse" if significant else text)
-        rows.append([NAMES.get(network, network), str(len(values.differences(network, method, "overall"))), *cells])
+        rows.append([_title(network), str(len(values.differences(network, method, "overall"))), *cells])
     return table(["network", "photographs", *(COLUMNS[metric].heading for metric in values.metrics)], rows)
 
 
@@ -165,7 +167,7 @@ def verdict(values: Values, method: str) -> list[str]:
         for metric in values.metrics:
             column, differences = COLUMNS[metric], values.differences(network, method, metric)
             if column.margin is not None and len(differences) and column.sign * differences.mean() < -column.margin:
-                worse.append(f"{NAMES.get(network, network)}, {column.heading.rstrip(' ↑↓')}")
+                worse.append(f"{_title(network)}, {column.heading.rstrip(' ↑↓')}")
     return worse
 
 
@@ -194,12 +196,14 @@ def price_figure(values: Values, methods: Sequence[str], samples: Callable[[str]
 
 def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: Mapping[str, str]) -> None:
     """Write ``report.md`` and ``price.png`` into the output folder; into docs with ``--write``."""
-    values, slow = Values(rows), Values(slow_rows)
-    fresh = Values(row for row in rows if Path(row["image"]).name > EXPLORED)
+    every, slow = Values(rows), Values(slow_rows)
+    values = Values(row for row in rows if _network(row) != UNSEEN)
+    fresh = Values(row for row in rows if _network(row) != UNSEEN and Path(row["image"]).name > EXPLORED)
+    unseen = Values(row for row in rows if _network(row) == UNSEEN)
     cost = _costs(rows) | _costs(slow_rows) | _costs(costs)
 
     def samples(method: str) -> str:
-        counts = [cost[network, method] for network in values.networks if (network, method) in cost]
+        counts = [cost[network, method] for network in every.networks if (network, method) in cost]
         return f"{min(counts):.0f} to {max(counts):.0f}" if counts and min(counts) < max(counts) else f"{counts[0]:.0f}"
 
     def mean_samples(method: str) -> float:
@@ -209,6 +213,9 @@ def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: 
     if number := len(fresh.photographs):
         title = f"The presets on the photographs that were not used while they were chosen ({number} for each network):"
         unused = [title, "", *mean_table(fresh, PRESETS, samples)]
+    if number := len(unseen.photographs):
+        title = f"All methods on {_title(UNSEEN)}, with which nothing was chosen ({number} photographs):"
+        unused += [title, "", *mean_table(unseen, unseen.methods, samples)]
     lines = [
         "Means over photographs and networks. Fusion-CAM: its values; other methods: paired differences to it.",
         f"In brackets: 95 % bootstrap intervals over photographs ({len(values.photographs)} for each network).",
@@ -220,7 +227,7 @@ def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: 
         *mean_table(slow, slow.methods, samples),
     ]
     for method in PRESETS:
-        worse = verdict(values, method) + verdict(slow, method)
+        worse = verdict(every, method) + verdict(slow, method)
         lines += [
             f"### {method} minus Fusion-CAM, by network",
             "",
@@ -229,7 +236,7 @@ def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: 
             f"Means that are worse by more than the margins (ins - del 0.01, AD 2 points, ADCC 0.02, energy 0.03): "
             f"{'; '.join(worse) if worse else 'none'}.",
             "",
-            *network_table(values, method),
+            *network_table(every, method),
         ]
     lines += ["Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".", ""]
     text, figure = "\n".join(lines), price_figure(values, values.methods, mean_samples)

@@ -26,14 +26,8 @@ from tqdm import tqdm
 from captum_fusion import LayerISCAM, LayerScoreCAM, LayerSSCAM, functional, shared_work
 from captum_fusion.attr._search import SearchOptions, channel_weights, search_channels
 from tests.benchmarks.cost import SIZE
-from tests.real_data import builders
+from tests.benchmarks.networks import NETWORKS, build
 
-NETWORKS = {
-    "squeezenet1_0": "features",
-    "squeezenet1_1": "features",
-    "googlenet_bvlc": "inception5b",
-    "mobilenet_v2_tf": "features",
-}
 #: The weightings of each method.
 WEIGHTINGS = {
     "score-cam": ("softmax", "increase", "probability"),
@@ -141,16 +135,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    built, names = builders(options.data), photographs(options.data / "val_boxes_dev", options.images)
+    names = photographs(options.data / "val_boxes_dev", options.images)
     options.cache.mkdir(parents=True, exist_ok=True)
     scored: dict[str, list[Scored]] = {network: [] for network in options.networks}
-    models = {network: getattr(built, network)().requires_grad_(False) for network in options.networks}
+    models = {network: build(network, options.data).requires_grad_(False) for network in options.networks}
     for name in tqdm(names, unit="image"):
         for network, model in models.items():
             prefix = "" if options.method == "score-cam" else f"{options.method}_"
             file = options.cache / f"{prefix}{network}_{name.stem}.pt"
             if not file.is_file():
-                layer = model.get_submodule(NETWORKS[network])
+                layer = model.get_submodule(NETWORKS[network].layer)
                 torch.save(tuple(score_all(model, layer, load(name), options.method)), file)
             scored[network].append(Scored(*torch.load(file, weights_only=True)))
     lines = ["Median / smallest correlation with the full map (mean evaluations; photographs).", ""]
