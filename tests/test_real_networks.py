@@ -244,8 +244,7 @@ def test_the_residual_bias_of_integrative_cam_is_complete(squeezenet: Explained)
     call = Call.checked(case.model, case.x, case.targets)
     with torch.no_grad():
         scores = case.model(case.x)[range(3), case.targets].double()
-    for layer, (activations, gradients, _) in zip(
-        layers, layer_pass(call, layers, None, True).evaluations, strict=True
-    ):
-        raw, _ = method._layer_map(layer, activations[0], gradients[0], scores, None)
+    for layer, values in zip(layers, layer_pass(call, layers, None, True).evaluations, strict=True):
+        assert values.gradients is not None
+        raw, _ = method._layer_map(layer, values.activations[0], values.gradients[0], scores, None)
         torch.testing.assert_close(raw.sum((1, 2, 3)), scores, rtol=1e-4, atol=1e-4)
