@@ -25,6 +25,7 @@ from captum_fusion.attr._docs import documented
 from captum_fusion.attr._info import MethodInfo
 from captum_fusion.attr._search import SearchDetails
 from captum_fusion.functional import ScoreFn
+from captum_fusion.functional.maps import seeded
 
 __all__ = ["LayerDecomCAM", "LayerGroupCAM", "LayerISCAM", "LayerSSCAM", "LayerScoreCAM", "SearchDetails"]
 
@@ -196,10 +197,7 @@ class LayerSSCAM(RepeatedMasksCAM):
         def noisy(signal: Tensor, copies: Tensor) -> Tensor:
             shape = tuple(signal.shape[1:])
             if shape not in drawn:
-                generator = torch.Generator("cpu").manual_seed(self.seed)
-                drawn[shape] = torch.randn(
-                    self.n_samples, *shape, generator=generator, dtype=torch.float32, device="cpu"
-                ).to(signal)
+                drawn[shape] = torch.randn(self.n_samples, *shape, **seeded(self.seed)).to(signal)
             deviation: float | Tensor = self.stdevs
             if self.authors_code:
                 low, high = signal.flatten(1).aminmax(dim=1)

@@ -22,6 +22,7 @@ from captum_fusion.attr._bases import (
 from captum_fusion.attr._docs import documented
 from captum_fusion.attr._info import MethodInfo
 from captum_fusion.functional import ScoreFn
+from captum_fusion.functional.maps import seeded
 
 __all__ = ["RISE"]
 
@@ -189,7 +190,6 @@ class RISE(PerturbationAttribution, SeveralTargets):
 
     def _draw(self, dims: int) -> tuple[Tensor, Tensor]:
         """Grids (n_masks, 1, *cells) of zeros and ones, and shifts (n_masks, dims) as fractions of a cell."""
-        generator = torch.Generator("cpu").manual_seed(self.seed)
-        shape = (self.n_masks, 1, *[self.grid_size] * dims)
-        grids = (torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") < self.probability).float()
-        return grids, torch.rand(self.n_masks, dims, generator=generator, dtype=torch.float32, device="cpu")
+        shape, options = (self.n_masks, 1, *[self.grid_size] * dims), seeded(self.seed)
+        grids = (torch.rand(shape, **options) < self.probability).float()
+        return grids, torch.rand(self.n_masks, dims, **options)

@@ -22,6 +22,7 @@ from captum_fusion.attr._bases import (
 )
 from captum_fusion.attr._docs import documented
 from captum_fusion.attr._info import MethodInfo
+from captum_fusion.functional.maps import seeded
 
 __all__ = ["LayerAugmentedGradCAM", "LayerIntegratedGradCAM", "LayerSmoothGradCAMPlusPlus"]
 
@@ -86,10 +87,7 @@ class LayerSmoothGradCAMPlusPlus(SampledCAM):
 
         def noisy(index: int, x: Tensor, base: float | Tensor, copies: Tensor) -> Tensor:
             if index not in noises:
-                generator = torch.Generator("cpu").manual_seed(self.seed + index)
-                noises[index] = torch.randn(
-                    self.n_samples, *x.shape[1:], generator=generator, dtype=torch.float32, device="cpu"
-                ).to(x)
+                noises[index] = torch.randn(self.n_samples, *x.shape[1:], **seeded(self.seed + index)).to(x)
             return x + self.stdevs * noises[index][copies]
 
         sums = [[formulas.precise(t).new_zeros(3, *t.shape) for t in layer.activations] for layer in evaluations]
@@ -337,8 +335,7 @@ class LayerAugmentedGradCAM(SampledCAM):
         size = passes.spatial_size
         if len(size) != 2:
             raise ValueError(f"layer: Augmented Grad-CAM needs inputs with two spatial dimensions, not {len(size)}")
-        generator = torch.Generator("cpu").manual_seed(self.seed)
-        draws = 2 * torch.rand(self.n_samples, 3, generator=generator, dtype=torch.float32, device="cpu") - 1
+        draws = 2 * torch.rand(self.n_samples, 3, **seeded(self.seed)) - 1
         draws[0] = 0
         angles, moves = self.rotation * draws[:, 0], self.shift * draws[:, 1:]
 

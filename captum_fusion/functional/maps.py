@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 def precise(tensor: Tensor) -> Tensor:
     """``tensor`` in float64 if its device supports it. Small differences of probabilities need the precision."""
     return at_least_float32(tensor) if tensor.device.type == "mps" else tensor.double()
+
+
+def seeded(seed: int) -> dict[str, Any]:
+    """Options of ``torch.rand`` and ``torch.randn`` for numbers that depend on the seed and not on torch's defaults."""
+    return {"generator": torch.Generator("cpu").manual_seed(seed), "dtype": torch.float32, "device": "cpu"}
 
 
 def spatial_dims(tensor: Tensor) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captum_fusion.functional.maps import varies
+from captum_fusion.functional.maps import seeded, varies
 
 #: Prior variance of the scores relative to the noise's. The last two are for scores that are exactly linear in the
 #: cells: they give least squares.
@@ -35,8 +35,7 @@ def antithetic_cells(number: int, cells: int, seed: int = 0) -> Tensor:
         >>> masks.shape, bool((masks[0] + masks[1] == 1).all())
         (torch.Size([4, 9]), True)
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    shown = (torch.rand((number + 1) // 2, cells, generator=generator, dtype=torch.float32, device="cpu") < 0.5).float()
+    shown = (torch.rand((number + 1) // 2, cells, **seeded(seed)) < 0.5).float()
     return torch.stack([shown, 1 - shown], 1).reshape(-1, cells)[:number]
 
 
