@@ -30,7 +30,7 @@ from captum_fusion.attr._bases import LayerTensor
 from captum_fusion.attr._search import channel_weights
 from captum_fusion.evaluation import evaluate
 from tests.benchmarks.faithfulness_report import PRESETS, REFERENCE, write_report
-from tests.benchmarks.networks import NETWORKS
+from tests.benchmarks.networks import EVERY_NETWORK
 from tests.benchmarks.search import Scored
 
 AREA = 0.25
@@ -185,10 +185,10 @@ def run(options: argparse.Namespace, folder: str, methods: Mapping[str, Any], im
     sys.path.insert(0, str(options.data.resolve()))
     return evaluate(
         options.data / "val_boxes_dev",
-        [NETWORKS[network].spec for network in options.networks],
+        [EVERY_NETWORK[network].spec for network in options.networks],
         output=options.output / folder,
         methods=methods,
-        layer=[NETWORKS[network].layer for network in options.networks],
+        layer=[EVERY_NETWORK[network].layer for network in options.networks],
         reference=REFERENCE,
         limit=images,
         whole_image=True,
@@ -201,7 +201,7 @@ def run(options: argparse.Namespace, folder: str, methods: Mapping[str, Any], im
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=EVERY_NETWORK, default=list(EVERY_NETWORK))
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--slow", type=int, default=10)
     parser.add_argument("--rise", action=argparse.BooleanOptionalAction, default=True, help="RISE, 4000 samples each")

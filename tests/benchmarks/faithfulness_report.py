@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
-from tests.benchmarks.networks import NETWORKS
+from tests.benchmarks.networks import EVERY_NETWORK, UNSEEN
 
 REFERENCE = "Fusion-CAM"
 PRESETS = ("Fusion-CAM, fast", "Fusion-CAM, best")
@@ -37,8 +37,6 @@ COLUMNS = {
     "pointing_game": Column("pointing % ↑", 1, 1, None),
     "complexity": Column("area", 3, 1, None),
 }
-#: The network that was not used while the presets were chosen.
-UNSEEN = "efficientnet_lite0"
 #: The last of the photographs that were used while the presets were chosen, in the order of their names.
 EXPLORED = "ILSVRC2012_val_00007007.jpg"
 #: The metrics that say how faithful a map is; Holm's correction is over these and the networks.
@@ -81,7 +79,7 @@ def _network(row: Mapping[str, Any]) -> str:
 
 
 def _title(network: str) -> str:
-    return NETWORKS[network].title if network in NETWORKS else network
+    return EVERY_NETWORK[network].title if network in EVERY_NETWORK else network
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -197,9 +195,9 @@ def price_figure(values: Values, methods: Sequence[str], samples: Callable[[str]
 def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: Mapping[str, str]) -> None:
     """Write ``report.md`` and ``price.png`` into the output folder; into docs with ``--write``."""
     every, slow = Values(rows), Values(slow_rows)
-    values = Values(row for row in rows if _network(row) != UNSEEN)
-    fresh = Values(row for row in rows if _network(row) != UNSEEN and Path(row["image"]).name > EXPLORED)
-    unseen = Values(row for row in rows if _network(row) == UNSEEN)
+    unseen = Values(row for row in rows if _network(row) in UNSEEN)
+    seen = [row for row in rows if _network(row) not in UNSEEN]
+    values, fresh = Values(seen), Values(row for row in seen if Path(row["image"]).name > EXPLORED)
     cost = _costs(rows) | _costs(slow_rows) | _costs(costs)
 
     def samples(method: str) -> str:
@@ -214,7 +212,8 @@ def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: 
         title = f"The presets on the photographs that were not used while they were chosen ({number} for each network):"
         unused = [title, "", *mean_table(fresh, PRESETS, samples)]
     if number := len(unseen.photographs):
-        title = f"All methods on {_title(UNSEEN)}, with which nothing was chosen ({number} photographs):"
+        names = ", ".join(map(_title, unseen.networks))
+        title = f"All methods on {names}, with which nothing was chosen ({number} photographs):"
         unused += [title, "", *mean_table(unseen, unseen.methods, samples)]
     lines = [
         "Means over photographs and networks. Fusion-CAM: its values; other methods: paired differences to it.",

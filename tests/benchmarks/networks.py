@@ -6,7 +6,7 @@ are on PyPI: ``pip install -e ".[benchmark]"``.
 
 from __future__ import annotations
 
-import sys
+import importlib
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -37,14 +37,20 @@ NETWORKS = {
     "squeezenet1_1": Network("SqueezeNet 1.1", "builders:squeezenet1_1", "features"),
     "googlenet_bvlc": Network("GoogLeNet", "builders:googlenet_bvlc", "inception5b"),
     "mobilenet_v2_tf": Network("MobileNetV2", "builders:mobilenet_v2_tf", "features"),
+}
+#: Those with which nothing in this package was chosen.
+UNSEEN = {
     "efficientnet_lite0": Network("EfficientNet-Lite0", f"{__name__}:efficientnet_lite0", "1.bn2"),
 }
+EVERY_NETWORK = {**NETWORKS, **UNSEEN}
+#: ImageNet's mean and standard deviation, the normalisation of all inputs.
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def build(name: str, data: Path) -> nn.Module:
-    """A network in eval mode, given its key in ``NETWORKS`` and the data folder."""
-    module, _, function = NETWORKS[name].spec.partition(":")
-    source = builders(data) if module == "builders" else sys.modules[__name__]
+    """A network in eval mode, given its key in ``EVERY_NETWORK`` and the data folder."""
+    module, _, function = EVERY_NETWORK[name].spec.partition(":")
+    source = builders(data) if module == "builders" else importlib.import_module(module)
     network: nn.Module = getattr(source, function)()
     return network.eval()
 
@@ -62,6 +68,6 @@ def efficientnet_lite0() -> nn.Module:
     weights = torch.load(str(file), map_location="cpu", weights_only=True)
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    mean, deviation = torch.tensor(MEAN), torch.tensor(DEVIATION)
     preprocessing = Normalize((127 / 255 - mean) / deviation, 128 / 255 / deviation)
     return nn.Sequential(preprocessing, network).eval()

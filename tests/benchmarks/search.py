@@ -26,7 +26,7 @@ from tqdm import tqdm
 from captum_fusion import LayerISCAM, LayerScoreCAM, LayerSSCAM, functional, shared_work
 from captum_fusion.attr._search import SearchOptions, channel_weights, search_channels
 from tests.benchmarks.cost import SIZE
-from tests.benchmarks.networks import NETWORKS, build
+from tests.benchmarks.networks import DEVIATION, EVERY_NETWORK, MEAN, NETWORKS, build
 
 #: The weightings of each method.
 WEIGHTINGS = {
@@ -62,7 +62,7 @@ def photographs(folder: Path, count: int) -> list[Path]:
 
 def load(path: Path) -> Tensor:
     image = Image.open(path).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    return transforms.normalize(transforms.to_tensor(image), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
+    return transforms.normalize(transforms.to_tensor(image), MEAN, DEVIATION)[None]
 
 
 def score_all(model: nn.Module, layer: nn.Module, x: Tensor, name: str = "score-cam") -> Scored:
@@ -127,7 +127,7 @@ def report(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=EVERY_NETWORK, default=list(NETWORKS))
     parser.add_argument("--method", choices=WEIGHTINGS, default="score-cam")
     parser.add_argument("--images", type=int, default=10)
     parser.add_argument("--budgets", nargs="+", type=int, default=[24, 32, 56, 96])
@@ -144,7 +144,7 @@ def main() -> None:
             prefix = "" if options.method == "score-cam" else f"{options.method}_"
             file = options.cache / f"{prefix}{network}_{name.stem}.pt"
             if not file.is_file():
-                layer = model.get_submodule(NETWORKS[network].layer)
+                layer = model.get_submodule(EVERY_NETWORK[network].layer)
                 torch.save(tuple(score_all(model, layer, load(name), options.method)), file)
             scored[network].append(Scored(*torch.load(file, weights_only=True)))
     lines = ["Median / smallest correlation with the full map (mean evaluations; photographs).", ""]
