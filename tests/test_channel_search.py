@@ -363,7 +363,7 @@ def test_the_search_of_a_method_is_that_of_its_live_channels(score_fn: Any) -> N
     found = LayerScoreCAM(model, model.relu, weighting="probability", score_fn=score_fn, max_evaluations=14)
     activations = model.relu(model.conv(x)).detach().requires_grad_()
     model.head(torch.tanh(activations.mean((2, 3))))[0, 1].backward()
-    maps, gradients = activations.detach()[0], activations.grad[0]  # type: ignore[index]
+    maps, gradients = activations.detach()[0], activations.grad[0]
     live = maps.amax((1, 2)) > maps.amin((1, 2))
     maps, gradients = maps[live], gradients[live]
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)

@@ -539,7 +539,7 @@ def test_a_class_name_as_target_is_explained() -> None:
         with pytest.raises(
             AssertionError, match=r"target must be the index of a class, not 'tiger cat'.*class_names.index"
         ):
-            LayerFusionCAM(model, model.relu2).attribute(x, target)  # type: ignore[arg-type]
+            LayerFusionCAM(model, model.relu2).attribute(x, target)
 
 
 @pytest.mark.parametrize("target", [torch.tensor([1.0, 2.0]), torch.tensor([True, False])], ids=repr)

@@ -185,7 +185,7 @@ def test_datasets_of_the_users() -> None:
     assert 0 <= int(label[0]) < 4
     with pytest.raises(TypeError, match="dataset: item 4 must be"):
         as_example(object(), 4)
-    assert as_example(Example("a", image, 3), 0).label == (3,)  # type: ignore[arg-type]
+    assert as_example(Example("a", image, 3), 0).label == (3,)
     with pytest.raises(TypeError, match="must not name a class twice"):
         as_example((image, [0, 0, 1]), 0)
     for label in (torch.eye(3)[1], torch.eye(3).long()[1], torch.tensor([0, 1]), 2.5, [1, 2.5], True):

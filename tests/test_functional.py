@@ -429,7 +429,7 @@ def test_score_function_errors() -> None:
     with pytest.raises(ValueError, match="score_fn"):
         F.score_function("logits")
     with pytest.raises(TypeError, match="score_fn"):
-        F.score_function(None)  # type: ignore[arg-type]
+        F.score_function(None)
 
 
 # ---------------------------------------------------------------------------------------------------- super-resolution

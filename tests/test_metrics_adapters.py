@@ -95,7 +95,7 @@ def test_errors_of_the_quantus_adapter() -> None:
     model, x, y = make(), images(2, 3, 8, 8).numpy(), np.array([0, 3])
     for bad in (fusion(model), None, 3):
         with pytest.raises(TypeError, match="method must be a function that makes an attribution"):
-            quantus_explain_func(bad)  # type: ignore[arg-type]
+            quantus_explain_func(bad)
     with pytest.raises(TypeError, match="method must return an attribution"):
         quantus_explain_func(lambda network: network)(model, x, y)
     several = make(TupleLayer)
@@ -151,13 +151,13 @@ def test_half_precision_maps_are_summed_in_single() -> None:
 def test_errors_of_captums_adapters() -> None:
     model, x = make(), images(2, 3, 8, 8)
     with pytest.raises(TypeError, match=r"method must be an attribution such as LayerFusionCAM.*, not method"):
-        explanation_func(LayerFusionCAM(model, model.conv2).attribute)  # type: ignore[arg-type]
+        explanation_func(LayerFusionCAM(model, model.conv2).attribute)
     of_layers = explanation_func(LayerFusionCAM(model, [model.conv1, model.conv2]))
     with pytest.raises(TypeError, match=r"method must return a tensor or a tuple .* \(of one layer\), not list"):
         of_layers(x, target=1)
     with pytest.raises(TypeError, match="not Tensor, FusionDetails"):
         explanation_func(LayerFusionCAM(model, model.conv2), return_details=True)(x, target=1)
     with pytest.raises(TypeError, match="attributions must be a tensor, not ndarray"):
-        to_input_shape(x.numpy(), x)  # type: ignore[call-overload]
+        to_input_shape(x.numpy(), x)
     with pytest.raises(TypeError, match=r"inputs must be a tensor or a tuple of tensors .*, not list"):
-        to_input_shape(x, [x])  # type: ignore[call-overload]
+        to_input_shape(x, [x])

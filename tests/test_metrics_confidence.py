@@ -82,7 +82,7 @@ def test_errors_of_the_win_rate() -> None:
     with pytest.raises(ValueError, match=r"other_attributions must be of shape \(2, channels"):
         win_rate(model, x, x, 1, other_attributions=x[:1])
     with pytest.raises(TypeError, match="other_attributions"):
-        win_rate(model, x, x, 1)  # type: ignore[call-arg]
+        win_rate(model, x, x, 1)
 
 
 # ------------------------------------------------------------------------------------------------------ coherency
@@ -197,7 +197,7 @@ def test_coherency_runs_nothing_but_the_method() -> None:
 def test_errors_of_coherency() -> None:
     x, maps = images(2, 3, 4, 4), torch.rand(2, 1, 4, 4)
     with pytest.raises(TypeError, match="explanation_func must be a callable"):
-        coherency(x, maps, explanation_func=None)  # type: ignore[arg-type]
+        coherency(x, maps, explanation_func=None)
     for wrong in (None, (maps, maps), [maps]):
         with pytest.raises(TypeError, match="explanation_func must return one tensor"):
             coherency(x, maps, explanation_func=Explainer(wrong))

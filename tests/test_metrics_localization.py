@@ -267,23 +267,23 @@ def test_errors_of_options() -> None:
     maps, masks, boxes = torch.rand(1, 1, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool), [torch.tensor([[0, 0, 2, 2]])]
     for bad in (-1, "15", None, float("nan"), True):
         with pytest.raises(ValueError, match="tolerance"):
-            pointing_game(maps, masks, tolerance=bad)  # type: ignore[arg-type]
+            pointing_game(maps, masks, tolerance=bad)
     for bad in (-0.1, 1, 1.5, "0.2", float("nan")):
         with pytest.raises(ValueError, match="threshold"):
-            segmentation_iou(maps, masks, threshold=bad)  # type: ignore[arg-type]
+            segmentation_iou(maps, masks, threshold=bad)
         with pytest.raises(ValueError, match="threshold"):
-            localization_iou(maps, boxes, (4, 4), threshold=bad)  # type: ignore[arg-type]
+            localization_iou(maps, boxes, (4, 4), threshold=bad)
     for bad in (4, (4,), (4, 0), (4.0, 4), "44"):
         with pytest.raises(ValueError, match="size"):
-            localization_iou(maps, boxes, bad)  # type: ignore[arg-type]
+            localization_iou(maps, boxes, bad)
         with pytest.raises(ValueError, match="size"):
-            boxes_to_masks(boxes, bad)  # type: ignore[arg-type]
+            boxes_to_masks(boxes, bad)
     for bad in ([torch.tensor([0, 0, 2, 2])], torch.tensor([[0, 0, 2, 2]]), [torch.tensor([[2, 0, 1, 2]])]):
         with pytest.raises(ValueError, match="boxes"):
-            boxes_to_masks(bad, (4, 4))  # type: ignore[arg-type]
+            boxes_to_masks(bad, (4, 4))
     for bad in ([[0, 0, 2, 2]], None, 3, [None]):
         with pytest.raises(TypeError, match="boxes"):
-            boxes_to_masks(bad, (4, 4))  # type: ignore[arg-type]
+            boxes_to_masks(bad, (4, 4))
     with pytest.raises(ValueError, match="boxes must be finite"):
         boxes_to_masks([torch.tensor([[0, 0, float("nan"), 2]])], (4, 4))
     with pytest.raises(ValueError, match="boxes must hold a tensor for each of the 1 examples, not 2"):

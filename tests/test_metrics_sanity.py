@@ -281,7 +281,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="similarity must be one of"):
         cascading_randomization(method, x, 1, similarity="cosine")
     with pytest.raises(TypeError, match="similarity must be a name or a callable"):
-        cascading_randomization(method, x, 1, similarity=3)  # type: ignore[arg-type]
+        cascading_randomization(method, x, 1, similarity=3)
     with pytest.raises(ValueError, match="similarity must give a tensor"):
         cascading_randomization(method, x, 1, similarity=lambda a, b: a.mean())
     with pytest.raises(ValueError, match="seed"):

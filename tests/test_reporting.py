@@ -178,7 +178,7 @@ def test_a_paired_interval_is_narrower_than_that_of_either_mean() -> None:
     found = cell(summarize(rows, outline()), "grad-cam", "average_drop")
     assert found.difference_low is not None
     assert found.difference_low > 0.9
-    assert found.high - found.low > 10 * (found.difference_high - found.difference_low)  # type: ignore[operator]
+    assert found.high - found.low > 10 * (found.difference_high - found.difference_low)
 
 
 def test_missing_values_are_counted_and_left_out() -> None:

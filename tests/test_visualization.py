@@ -350,7 +350,7 @@ def test_tensors_of_bytes_are_not_rescaled() -> None:
 
 def test_a_path_is_no_picture() -> None:
     with pytest.raises(TypeError, match="image must be a tensor, a PIL picture or an array, not str"):
-        to_picture("cat.jpg")  # type: ignore[arg-type]
+        to_picture("cat.jpg")
 
 
 def test_the_share_of_outliers_is_checked() -> None:
