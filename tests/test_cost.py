@@ -215,6 +215,11 @@ def test_the_fastest_chunk_and_layout_are_found(seconds: Any, expected: tuple[in
     assert sum(samples for samples, _ in calls) == 400, "no extra samples are run for timing"
 
 
+def test_the_search_starts_larger_on_an_accelerator() -> None:
+    assert TimedPace(torch.zeros(1, 3, 8, 8, device="meta")).next(0) == (64, PLAIN)
+    assert TimedPace(torch.zeros(1, 3, 8, 8)).next(0) == (1, PLAIN)
+
+
 def test_chunks_stay_small_in_memory() -> None:
     pace = TimedPace(torch.zeros(1, 3, 512, 512))
     largest = max(samples for samples, _ in drive(pace, lambda samples, layout: 1.0))

@@ -103,7 +103,7 @@ class TimedPace:
     Args:
         x (Tensor): Batch that the samples are created from.
         least (int): Minimum number of samples in one call of the network. Default: 1
-        first (int): Initial chunk size. Default: 1
+        first (int): Initial chunk size, on an accelerator at least 64. Default: 1
         scale (float): Factor of the memory available for samples. Default: 1
         both_layouts (bool): Whether channels_last is tried as well. Default: True
         expected (int, optional): Number of samples in the first run. Default: None (many)
@@ -130,7 +130,8 @@ class TimedPace:
             memory = 16 * 2**20  # bytes; larger chunks exceed the cache and are slower
         else:
             free = torch.cuda.mem_get_info(x.device)[0] if x.device.type == "cuda" else 2**32
-            first, memory = max(8, first), free // 64  # activations take about fifty times the memory of the input
+            first = max(FixedPace.DEFAULT_ELSEWHERE, first)  # smaller chunks leave an accelerator idle
+            memory = free // 64  # activations take about fifty times the memory of the input
         self._limit = max(least, min(int(memory * scale) // sample_bytes, 1024))
         self._size = min(max(first, least), self._limit)
         other = _channels_last(x) if both_layouts and x.shape[1] > 1 else None
