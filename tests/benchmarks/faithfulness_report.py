@@ -113,7 +113,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines] + [""]
 
 
-def mean_table(values: Values, methods: Sequence[str], samples: Callable[[str], str]) -> list[str]:
+def mean_table(values: Values, methods: Sequence[str], samples: Callable[[str, Sequence[str]], str]) -> list[str]:
     """Every method: its mean over networks and photographs; the reference's value, and differences to it.
 
     Methods and metrics that no photograph has on all networks are left out.
@@ -131,7 +131,7 @@ def mean_table(values: Values, methods: Sequence[str], samples: Callable[[str], 
             )
             for metric in metrics
         ]
-        rows.append([method, samples(method), *cells])
+        rows.append([method, samples(method, values.networks), *cells])
     header = ["method", "forward samples, first photograph", *(COLUMNS[metric].heading for metric in metrics)]
     return table(header, rows)
 
@@ -200,8 +200,8 @@ def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: 
     values, fresh = Values(seen), Values(row for row in seen if Path(row["image"]).name > EXPLORED)
     cost = _costs(rows) | _costs(slow_rows) | _costs(costs)
 
-    def samples(method: str) -> str:
-        counts = [cost[network, method] for network in every.networks if (network, method) in cost]
+    def samples(method: str, networks: Sequence[str]) -> str:
+        counts = [cost[network, method] for network in networks if (network, method) in cost]
         return f"{min(counts):.0f} to {max(counts):.0f}" if counts and min(counts) < max(counts) else f"{counts[0]:.0f}"
 
     def mean_samples(method: str) -> float:

@@ -66,7 +66,10 @@ def load(path: Path) -> Tensor:
 
 
 def score_all(model: nn.Module, layer: nn.Module, x: Tensor, name: str = "score-cam") -> Scored:
-    """Every live channel's score; for Score-CAM as a logit and as a probability, from one set of masked samples."""
+    """Every live channel's score.
+
+    Score-CAM's as a logit and as a probability, from one set of masked samples. The others have probabilities only.
+    """
     with torch.no_grad():
         target = int(model(x).argmax(1))
     method = LayerScoreCAM(model, layer)
@@ -77,12 +80,14 @@ def score_all(model: nn.Module, layer: nn.Module, x: Tensor, name: str = "score-
         [[tensor]] = method._tensors(passes, evaluations)
         live = functional.live_channels(tensor.activations)
         examples, channels = functional.channel_pairs(live)
-        methods = [LayerScoreCAM(model, layer, weighting=weighting) for weighting in ("softmax", "probability")]
-        if name != "score-cam":
-            methods = [{"ss-cam": LayerSSCAM, "is-cam": LayerISCAM}[name](model, layer)] * 2
+        if name == "score-cam":
+            methods = [LayerScoreCAM(model, layer, weighting=weighting) for weighting in ("softmax", "probability")]
+        else:
+            methods = [{"ss-cam": LayerSSCAM, "is-cam": LayerISCAM}[name](model, layer)]
         scores = [method._evaluator(tensor)(examples, channels) for method in methods]
         tables = [functional.channel_table(live, examples, channels, values) for values in scores]
-        return Scored(tensor.activations, tensor.gradients, live, *tables, tensor.baseline_scores(softmax))
+        baseline = tensor.baseline_scores(softmax)
+        return Scored(tensor.activations, tensor.gradients, live, tables[0], tables[-1], baseline)
 
     with shared_work():
         return method._explain(compute, x, target, None, False)
