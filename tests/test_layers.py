@@ -86,6 +86,12 @@ def test_a_network_without_a_layer() -> None:
             find(model, torch.rand(1, 3, 8, 8))
 
 
+def test_a_convolution_to_class_scores_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match="no convolutional stage"):
+        default_layer(model, torch.rand(1, 3, 8, 8))
+
+
 class Transformer(nn.Module):
     """Patches of 4 x 4 pixels, further tokens before them, and blocks of attention and MLP; reads one token or all."""
 
@@ -438,3 +444,31 @@ def test_a_norm_of_features_makes_no_transformer() -> None:
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 2)
     )
     assert default_layer(net.eval(), torch.rand(1, 3, 8, 8)).name == "0"
+
+
+def test_a_norm_of_one_position_is_no_map() -> None:
+    net = nn.Sequential(
+        nn.LayerNorm([3, 4, 4]), nn.AvgPool2d(4), nn.LayerNorm([3, 1, 1]), nn.Flatten(), nn.Linear(3, 2)
+    )
+    assert default_layer(net.eval(), torch.rand(1, 3, 4, 4)).name == "0"
+
+
+def test_tokens_with_other_rows_than_the_batch_are_left_out() -> None:
+    class Mirrored(nn.Module):
+        """A second norm normalises the tokens of every picture and of its mirror image."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.norm, self.both, self.head = (
+                nn.Conv2d(3, 8, 2, 2),
+                nn.LayerNorm(8),
+                nn.LayerNorm(8),
+                nn.Linear(8, 5),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.norm(self.patches(x).flatten(2).transpose(1, 2))
+            first, second = self.both(torch.cat([tokens, tokens.flip(1)])).mean(1).chunk(2)
+            return self.head(first + second)
+
+    assert default_layer(Mirrored().eval(), torch.rand(2, 3, 8, 8)).name == "norm"
