@@ -168,6 +168,23 @@ def test_the_network_is_asked_and_mistakes_get_one_line(visit: Any, tmp_path: Pa
     sync_api.expect(visit.locator("#layer input")).to_have_value("stage2 (48 x 24 x 24)")
 
 
+def test_prices_are_those_of_the_chosen_layer(visit: Any) -> None:
+    def samples(layer: str, example: int) -> int:
+        choose(visit, "layer", f"{layer} (", f"{layer} (")
+        settle(visit, "grad-cam")
+        visit.locator("#examples button").nth(example).click()
+        settle(visit, "grad-cam")
+        visit.locator("#methods input").click()
+        visit.locator("#methods input").fill("score-cam (")
+        price = visit.locator("[role=option]", has_text=re.compile(r"^\W*score-cam \(")).inner_text()
+        visit.keyboard.press("Escape")
+        found = re.search(r"(\d+) samples", price)
+        assert found, price
+        return int(found[1])
+
+    assert samples("stage2", 0) <= 48 + 1 < samples("stage4", 1)
+
+
 def test_a_narrow_window_shows_everything(visit: Any) -> None:
     visit.set_viewport_size({"width": 420, "height": 900})
     visit.wait_for_timeout(500)

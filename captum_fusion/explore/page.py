@@ -90,7 +90,8 @@ class Page:
     def _connect(self, page: layout.Layout) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         chosen: list[Any] = [page.target, page.rival, page.methods, page.layer, page.gradient, page.region]
-        opened = [page.image, page.note, page.target, page.rival, page.other, page.methods, page.editor, page.brushed]
+        opened = [page.image, page.note, page.target, page.rival, page.other, page.editor, page.brushed]
+        priced: list[Any] = [page.layer, page.gradient, page.region]
         drawn: list[Any] = [part for panel in page.panels for part in panel]
         drawn += [part for step in page.steps for part in step] + [page.steps_note, page.asked]
         asking: list[Any] = [page.share, page.fill, page.asked]
@@ -116,13 +117,13 @@ class Page:
             (page.gallery.select, self._pick, self._open_example, None),
             (page.image.upload, self._begin, self._open_upload, [page.image]),
         ):
-            run(event(start, **begin).then(function, inputs, opened, **network), self._run_if_quick)
+            ready = event(start, **begin).then(function, inputs, opened, **network)
+            run(ready.then(self._prices, priced, [page.methods], **quiet), self._run_if_quick)
         added = page.other.input(self._begin, **begin)
         added = added.then(self._add_class, [page.other, page.target], [page.target, page.other], **quiet)
         run(added, self._run_if_quick)
         others: list[Any] = [page.target, page.rival, page.methods]
         run(gr.on([part.input for part in others], self._begin, **begin), self._run_if_quick)
-        priced: list[Any] = [page.layer, page.gradient, page.region]
         repriced = gr.on([part.input for part in priced], self._begin, **begin)
         run(repriced.then(self._prices, priced, [page.methods], **quiet), self._run_if_quick)
         page.methods.change(_components, [page.methods], [page.components, page.gradient], queue=False, **quiet)
@@ -167,7 +168,7 @@ class Page:
     # --------------------------------------------------------------------------------------------------- the picture
 
     def _open_first(self, request: gr.Request) -> list[Any]:
-        return self._open(self.examples[0], request) if self.examples else [gr.skip()] * 8
+        return self._open(self.examples[0], request) if self.examples else [gr.skip()] * 7
 
     def _pick(self, chosen: gr.SelectData, request: gr.Request) -> tuple[Any, Any]:
         """Note the picked example: only the first handler of an event is told what was selected."""
@@ -178,7 +179,7 @@ class Page:
         return self._open(self.examples[self._visitor(request).example], request)
 
     def _open_upload(self, path: str | None, request: gr.Request) -> list[Any]:
-        return [gr.skip()] * 8 if path is None else self._open(Example(Path(path)), request)
+        return [gr.skip()] * 7 if path is None else self._open(Example(Path(path)), request)
 
     def _open(self, example: Example, request: gr.Request) -> list[Any]:
         visitor, session = self._visitor(request), self.session
@@ -186,7 +187,7 @@ class Page:
             picture = session.open(example.path)
         except ValueError as error:
             previous = None if visitor.picture is None else visitor.picture.view
-            return [previous, text.note(str(error), error=True), *[gr.skip()] * 6]
+            return [previous, text.note(str(error), error=True), *[gr.skip()] * 5]
         visitor.picture, visitor.explanations = picture, []
         top = session.top(picture)
         remark = f"{picture.name}: {picture.size[0]} x {picture.size[1]} pixels"
@@ -199,7 +200,6 @@ class Page:
             gr.Radio(layout.class_choices(session, picture, top), value=top[0]),
             gr.Dropdown(layout.rivals(session, top), value=-1),
             None,
-            gr.Dropdown(layout.method_choices(session, _recipes(self._offered, "", ""), picture)),
             picture.view,
             "",
         ]
