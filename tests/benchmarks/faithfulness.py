@@ -31,7 +31,7 @@ from captum_fusion.attr._search import channel_weights
 from captum_fusion.evaluation import evaluate
 from tests.benchmarks.faithfulness_report import PRESETS, REFERENCE, write_report
 from tests.benchmarks.networks import EVERY_NETWORK
-from tests.benchmarks.search import Scored
+from tests.benchmarks.search import Scored, top_by_gradient
 
 AREA = 0.25
 METRICS = (
@@ -79,10 +79,7 @@ class TopScoreCAM(LayerScoreCAM):
         self.uses_gradients = True
 
     def _map(self, tensor: LayerTensor) -> Tensor:
-        live = functional.live_channels(tensor.activations)
-        preference = tensor.gradients.flatten(2).mean(2).masked_fill(~live, -torch.inf)
-        top = torch.zeros_like(live).scatter_(1, preference.topk(min(self.number, live.shape[1]), dim=1).indices, True)
-        kept = top & live
+        kept = top_by_gradient(tensor.gradients, functional.live_channels(tensor.activations), self.number)
         examples, channels = functional.channel_pairs(kept)
         scores = functional.channel_table(kept, examples, channels, self._evaluator(tensor)(examples, channels))
         return functional.weighted_activations(tensor.activations, channel_weights(scores, kept, self.weighting))

@@ -5,19 +5,22 @@
 ``--data`` is a folder with a ``builders.py`` and ``val_boxes_dev`` (``labels.csv`` and photographs). Every channel of
 a photograph is scored once. The searches are then answered from this table, so that any number of budgets costs little
 more. The explained class is the prediction. A run can be continued: scores are kept in ``--cache``. ``--method ss-cam``
-and ``--method is-cam`` do the same for SS-CAM and IS-CAM, whose channels take 35 and 10 samples each.
+and ``--method is-cam`` do the same for SS-CAM and IS-CAM, whose channels take 35 and 10 samples each. The channels with
+the largest gradients are evaluated for comparison, with a weight of 0 for all others.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import functional as transforms
@@ -35,6 +38,7 @@ WEIGHTINGS = {
     "is-cam": ("probability",),
 }
 TOLERANCE = 0.01
+BY_GRADIENT = "largest gradients (gScoreCAM)"
 
 
 class Scored(NamedTuple):
@@ -46,6 +50,20 @@ class Scored(NamedTuple):
     logits: Tensor
     probabilities: Tensor
     baseline: Tensor
+
+    def table(self, weighting: str) -> Tensor:
+        """The scores that a weighting uses."""
+        return self.logits if weighting == "softmax" else self.probabilities
+
+    def correlation(self, weighting: str, scores: Tensor, live: Tensor) -> float:
+        """Correlation of the map of some scores of some channels with the full map."""
+
+        def flat_map(scores: Tensor, live: Tensor) -> Tensor:
+            weights = channel_weights(scores, live, weighting, self.baseline.to(scores))
+            return functional.weighted_activations(self.activations, weights).double().flatten()
+
+        full = flat_map(self.table(weighting).double(), self.live)
+        return float(torch.corrcoef(torch.stack([full, flat_map(scores.double(), live)]))[0, 1])
 
 
 class Found(NamedTuple):
@@ -94,12 +112,7 @@ def score_all(model: nn.Module, layer: nn.Module, x: Tensor, name: str = "score-
 
 
 def search(scored: Scored, weighting: str, options: SearchOptions) -> Found:
-    table = scored.logits if weighting == "softmax" else scored.probabilities
-
-    def full_map(scores: Tensor) -> Tensor:
-        weights = channel_weights(scores, scored.live, weighting, scored.baseline.to(scores))
-        return functional.weighted_activations(scored.activations, weights).double().flatten()
-
+    table = scored.table(weighting)
     scores, details = search_channels(
         scored.activations,
         scored.gradients,
@@ -110,41 +123,70 @@ def search(scored: Scored, weighting: str, options: SearchOptions) -> Found:
         is_probability=weighting != "softmax",
         baseline=scored.baseline if weighting == "increase" else None,
     )
-    pair = torch.stack([full_map(table.double()), full_map(scores)])
-    return Found(float(torch.corrcoef(pair)[0, 1]), int(details.evaluations[0]))
+    return Found(scored.correlation(weighting, scores, scored.live), int(details.evaluations[0]))
 
 
-def report(
-    found: dict[tuple[str, str], list[Found]], networks: Sequence[str], weightings: Sequence[str], title: str
-) -> list[str]:
+def top_by_gradient(gradients: Tensor, live: Tensor, number: int) -> Tensor:
+    """The live channels with the largest mean gradients, bool (N, K), as gScoreCAM (P. Chen et al., ACCV 2022)."""
+    preference = gradients.flatten(2).mean(2).masked_fill(~live, -torch.inf)
+    top = torch.zeros_like(live).scatter_(1, preference.topk(min(number, live.shape[1]), dim=1).indices, True)
+    return top & live
+
+
+def top(scored: Scored, weighting: str, number: int) -> Found:
+    """The map of the channels with the largest mean gradients alone."""
+    kept = top_by_gradient(scored.gradients, scored.live, number)
+    scores = scored.table(weighting).where(kept, 0)
+    return Found(scored.correlation(weighting, scores, kept), int(kept.sum()))
+
+
+def correlations(found: Sequence[Found]) -> list[float]:
+    """Those of photographs whose maps are not constant."""
+    return [each.correlation for each in found if not math.isnan(each.correlation)]
+
+
+def report(found: Mapping[tuple[str, str], Sequence[Found]], networks: Sequence[str], title: str) -> list[str]:
+    """A Markdown table with a row for each way to choose channels, of ``found[network, way]``."""
     lines = [f"| {title} | " + " | ".join(networks) + " |", "|---" * (len(networks) + 1) + "|"]
-    for weighting in weightings:
+    for way in dict.fromkeys(way for _, way in found):
         cells = []
         for network in networks:
-            some = [each for each in found[network, weighting] if each.correlation == each.correlation]
-            correlations = [each.correlation for each in some]
-            used = statistics.mean(each.evaluations for each in some)
-            cells.append(f"{statistics.median(correlations):.4f} / {min(correlations):.3f} ({used:.0f}; n {len(some)})")
-        lines.append(f"| {weighting} | " + " | ".join(cells) + " |")
+            values = correlations(found[network, way])
+            used = statistics.mean(each.evaluations for each in found[network, way])
+            cells.append(f"{statistics.median(values):.4f} / {min(values):.3f} ({used:.0f}; n {len(values)})")
+        lines.append(f"| {way} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--networks", nargs="+", choices=EVERY_NETWORK, default=list(NETWORKS))
-    parser.add_argument("--method", choices=WEIGHTINGS, default="score-cam")
-    parser.add_argument("--images", type=int, default=10)
-    parser.add_argument("--budgets", nargs="+", type=int, default=[24, 32, 56, 96])
-    parser.add_argument("--cache", type=Path, default=Path("search-scores"))
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    names = photographs(options.data / "val_boxes_dev", options.images)
+def correlation_figure(found: Mapping[int, Mapping[tuple[str, str], Sequence[Found]]], ways: tuple[str, str]) -> Figure:
+    """Median ``1 - correlation`` with the full map against evaluated channels, of ``found[budget][network, way]``.
+
+    The first way is the search, the second takes the largest gradients.
+    """
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    axes = figure.subplots()
+    networks = dict.fromkeys(network for some in found.values() for network, _ in some)
+    for color, network in enumerate(networks):
+        for way, style in zip(ways, ("o-", "s--"), strict=True):
+            medians = [1 - statistics.median(correlations(some[network, way])) for some in found.values()]
+            label = EVERY_NETWORK[network].title if way == ways[0] else None
+            axes.plot(list(found), medians, style, color=f"C{color}", label=label, markersize=4)
+    for way, style in zip(("search", BY_GRADIENT), ("o-", "s--"), strict=True):
+        axes.plot([], [], style, color="black", label=way, markersize=4)
+    axes.set_yscale("log")
+    axes.set_xlabel("evaluated channels")
+    axes.set_ylabel("1 - correlation with the full map, median")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+def scores_of(options: argparse.Namespace) -> dict[str, list[Scored]]:
+    """The scores of all photographs, read from the cache or computed."""
     options.cache.mkdir(parents=True, exist_ok=True)
     scored: dict[str, list[Scored]] = {network: [] for network in options.networks}
     models = {network: build(network, options.data).requires_grad_(False) for network in options.networks}
-    for name in tqdm(names, unit="image"):
+    for name in tqdm(photographs(options.data / "val_boxes_dev", options.images), unit="image"):
         for network, model in models.items():
             prefix = "" if options.method == "score-cam" else f"{options.method}_"
             file = options.cache / f"{prefix}{network}_{name.stem}.pt"
@@ -152,20 +194,46 @@ def main() -> None:
                 layer = model.get_submodule(EVERY_NETWORK[network].layer)
                 torch.save(tuple(score_all(model, layer, load(name), options.method)), file)
             scored[network].append(Scored(*torch.load(file, weights_only=True)))
-    lines = ["Median / smallest correlation with the full map (mean evaluations; photographs).", ""]
-    kinds = {f"budget {budget}": SearchOptions(budget) for budget in options.budgets}
-    kinds[f"tolerance {TOLERANCE}"] = SearchOptions(tolerance=TOLERANCE)
-    for title, limit in kinds.items():
-        found = {
-            (network, weighting): [search(each, weighting, limit) for each in scored[network]]
-            for network in options.networks
-            for weighting in WEIGHTINGS[options.method]
+    return scored
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--networks", nargs="+", choices=EVERY_NETWORK, default=list(NETWORKS))
+    parser.add_argument("--method", choices=WEIGHTINGS, default="score-cam")
+    parser.add_argument("--weightings", nargs="+", help="of Score-CAM: softmax, increase, probability (default: all)")
+    parser.add_argument("--images", type=int, default=10)
+    parser.add_argument("--budgets", nargs="+", type=int, default=[24, 32, 56, 96])
+    parser.add_argument("--cache", type=Path, default=Path("search-scores"))
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--figure", type=Path, help="also plot the correlations with the first weighting")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    scored, weightings = scores_of(options), options.weightings or WEIGHTINGS[options.method]
+
+    def found(limit: SearchOptions) -> dict[tuple[str, str], list[Found]]:
+        return {
+            (network, weighting): [search(each, weighting, limit) for each in some]
+            for weighting in weightings
+            for network, some in scored.items()
         }
-        lines += report(found, options.networks, WEIGHTINGS[options.method], title)
+
+    lines = ["Median / smallest correlation with the full map (mean evaluations; photographs).", ""]
+    by_gradient = f"{weightings[0]}, {BY_GRADIENT}"
+    budgets = {}
+    for budget in options.budgets:
+        budgets[budget] = found(SearchOptions(budget))
+        for network, some in scored.items():
+            budgets[budget][network, by_gradient] = [top(each, weightings[0], budget) for each in some]
+        lines += report(budgets[budget], options.networks, f"budget {budget}")
+    lines += report(found(SearchOptions(tolerance=TOLERANCE)), options.networks, f"tolerance {TOLERANCE}")
     text = "\n".join(lines)
     print(text)
     if options.output:
         options.output.write_text(text + "\n", encoding="utf-8")
+    if options.figure:
+        correlation_figure(budgets, (weightings[0], by_gradient)).savefig(options.figure, dpi=130)
 
 
 if __name__ == "__main__":
