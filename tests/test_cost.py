@@ -23,7 +23,7 @@ from captum_fusion import (
     LayerUnionCAM,
 )
 from captum_fusion._passes.call import Call
-from captum_fusion._passes.pace import FixedPace, TimedPace, timed_pace
+from captum_fusion._passes.pace import FixedPace, TimedPace, _start, timed_pace
 from captum_fusion.functional import live_channels
 from tests.networks import Counter, Net, images, make
 from tests.test_contract import same
@@ -215,8 +215,11 @@ def test_the_fastest_chunk_and_layout_are_found(seconds: Any, expected: tuple[in
     assert sum(samples for samples, _ in calls) == 400, "no extra samples are run for timing"
 
 
-def test_the_search_starts_larger_on_an_accelerator() -> None:
-    assert TimedPace(torch.zeros(1, 3, 8, 8, device="meta")).next(0) == (64, PLAIN)
+def test_the_search_starts_larger_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**34, 2**36))
+    assert _start(torch.device("cuda")) == (64, 2**28)
+    assert TimedPace(torch.zeros(1, 3, 8, 8, device="meta")).next(0) == (8, PLAIN)
+    assert TimedPace(torch.zeros(1, 3, 4096, 4096, device="meta")).next(0) == (1, PLAIN), "too large for more"
     assert TimedPace(torch.zeros(1, 3, 8, 8)).next(0) == (1, PLAIN)
 
 

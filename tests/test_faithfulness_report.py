@@ -41,9 +41,11 @@ def test_differences_are_paired_and_over_networks() -> None:
     assert values.differences("googlenet_bvlc", "new", "overall").tolist() == [0.5, 0.5]
     assert values.over_networks("new", "overall", difference=True).tolist() == [0.75, 1.25]
     counts = {REFERENCE: "9", "new": "7"}
-    text = "\n".join(mean_table(values, [REFERENCE, "new"], lambda method, networks: counts[method]))
-    assert "| Fusion-CAM | 9 | 0.750 [0.500, 1.000] |" in text
-    assert "| new | 7 | +1.000 [+0.750, +1.250] |" in text
+    text = "\n".join(
+        mean_table(values, [REFERENCE, "new"], lambda method, networks: f"{counts[method]} of {len(networks)}")
+    )
+    assert "| Fusion-CAM | 9 of 2 | 0.750 [0.500, 1.000] |" in text
+    assert "| new | 7 of 2 | +1.000 [+0.750, +1.250] |" in text
 
 
 def test_margins_and_significance() -> None:

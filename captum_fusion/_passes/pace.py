@@ -92,18 +92,28 @@ class FixedPace:
         return 0.0
 
 
+def _start(device: torch.device) -> tuple[int, int]:
+    """Samples of the first chunk of a search, and bytes for all samples of a chunk."""
+    if device.type == "cpu":
+        return 1, 16 * 2**20  # larger chunks exceed the cache and are slower
+    # Activations take about fifty times the memory of the input.
+    if device.type == "cuda":
+        return 64, torch.cuda.mem_get_info(device)[0] // 64  # smaller chunks leave the device idle
+    return 8, 2**32 // 64
+
+
 class TimedPace:
     """Finds the fastest chunk size and memory layout by timing the first chunks. It runs no extra samples.
 
     The chunk size doubles as long as this reduces the time per sample. Each size is tried twice (once if there are few
-    samples) in each layout that is still competitive, and the shorter time is used. A layout that the model rejects is
-    dropped. Running out of memory halves the maximum size permanently. :func:`timed_pace` gives the search that earlier
-    calls of the same network have begun.
+    samples) in each layout that is still competitive, and the shorter time is used. A run of fewer samples than the
+    chunk size measures nothing. A layout that the model rejects is dropped. Running out of memory halves the maximum
+    size permanently. :func:`timed_pace` gives the search that earlier calls of the same network have begun.
 
     Args:
         x (Tensor): Batch that the samples are created from.
         least (int): Minimum number of samples in one call of the network. Default: 1
-        first (int): Initial chunk size, on an accelerator at least 64. Default: 1
+        first (int): Initial chunk size, on a GPU at least 64 and on other accelerators 8. Default: 1
         scale (float): Factor of the memory available for samples. Default: 1
         both_layouts (bool): Whether channels_last is tried as well. Default: True
         expected (int, optional): Number of samples in the first run. Default: None (many)
@@ -126,12 +136,8 @@ class TimedPace:
     ) -> None:
         self._device = x.device
         sample_bytes = max(1, x[0].numel() * x.element_size())
-        if x.device.type == "cpu":
-            memory = 16 * 2**20  # bytes; larger chunks exceed the cache and are slower
-        else:
-            free = torch.cuda.mem_get_info(x.device)[0] if x.device.type == "cuda" else 2**32
-            first = max(FixedPace.DEFAULT_ELSEWHERE, first)  # smaller chunks leave an accelerator idle
-            memory = free // 64  # activations take about fifty times the memory of the input
+        start, memory = _start(x.device)
+        first = max(start, first)
         self._limit = max(least, min(int(memory * scale) // sample_bytes, 1024))
         self._size = min(max(first, least), self._limit)
         other = _channels_last(x) if both_layouts and x.shape[1] > 1 else None

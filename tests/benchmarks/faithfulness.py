@@ -1,7 +1,7 @@
 """How faithful the maps are, and what they cost: docs/faithfulness.md and its figure.
 
     python -m tests.benchmarks.search --data ../shared/data --images 100 --cache search-scores     (optional, see below)
-    python -m tests.benchmarks.faithfulness --data ../shared/data --images 100 --output faithfulness --write
+    python -m tests.benchmarks.faithfulness --data ../shared/data --images 100 --slow 12 --output faithfulness --write
 
 ``--data`` is a folder with a ``builders.py`` and ``val_boxes_dev`` (photographs with boxes). Every network explains its
 prediction for every photograph with every method. A run that was stopped continues. ``--scores`` names the folder of

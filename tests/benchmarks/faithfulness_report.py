@@ -194,7 +194,11 @@ def price_figure(values: Values, methods: Sequence[str], samples: Callable[[str]
 
 def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: Mapping[str, str]) -> None:
     """Write ``report.md`` and ``price.png`` into the output folder; into docs with ``--write``."""
-    every, slow = Values(rows), Values(slow_rows)
+    every, chosen = Values(rows), {row["image"] for row in slow_rows}
+    again = [
+        row for row in rows if row["image"] in chosen and row["method"] in (*PRESETS, "cell regression", "Grad-CAM")
+    ]
+    slow = Values([*slow_rows, *again])
     unseen = Values(row for row in rows if _network(row) in UNSEEN)
     seen = [row for row in rows if _network(row) not in UNSEEN]
     values, fresh = Values(seen), Values(row for row in seen if Path(row["image"]).name > EXPLORED)
@@ -213,20 +217,22 @@ def write_report(options: Any, rows: Any, slow_rows: Any, costs: Any, versions: 
         unused = [title, "", *mean_table(fresh, PRESETS, samples)]
     if number := len(unseen.photographs):
         names = ", ".join(map(_title, unseen.networks))
-        title = f"All methods on {names}, with which nothing was chosen ({number} photographs):"
+        title = f"All methods on {names}, which was not used for any choice ({number} photographs):"
         unused += [title, "", *mean_table(unseen, unseen.methods, samples)]
     lines = [
-        "Means over photographs and networks. Fusion-CAM: its values; other methods: paired differences to it.",
+        f"Means over photographs and networks ({', '.join(map(_title, values.networks))}).",
+        "Fusion-CAM: its values; other methods: paired differences to it.",
         f"In brackets: 95 % bootstrap intervals over photographs ({len(values.photographs)} for each network).",
         "",
         *mean_table(values, values.methods, samples),
         *unused,
-        f"Methods and metrics that need many more samples, on the first {len(slow.photographs)} photographs:",
+        f"Methods and metrics that need many more samples, on the first {len(slow.photographs)} photographs of "
+        f"{', '.join(map(_title, slow.networks))}:",
         "",
         *mean_table(slow, slow.methods, samples),
     ]
     for method in PRESETS:
-        worse = verdict(every, method) + verdict(slow, method)
+        worse = verdict(every, method) + verdict(Values(slow_rows), method)
         lines += [
             f"### {method} minus Fusion-CAM, by network",
             "",

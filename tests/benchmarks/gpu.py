@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["resnet50", "vgg16", "vit_b_16"])
     parser.add_argument("--precisions", nargs="+", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--seconds", type=float, default=0.5, help="minimum time of a measurement")
+    parser.add_argument("--seconds", type=float, default=0.3, help="minimum time of a measurement")
     parser.add_argument("--output", type=Path, help="also write the table, as Markdown")
     options = parser.parse_args()
     on_gpu = options.device.type == "cuda"

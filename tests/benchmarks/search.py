@@ -42,7 +42,10 @@ BY_GRADIENT = "largest gradients (gScoreCAM)"
 
 
 class Scored(NamedTuple):
-    """The channels of one photograph, batch dimension kept: all (1, K, ...)."""
+    """The channels of one photograph, batch dimension kept: all (1, K, ...).
+
+    For SS-CAM and IS-CAM, ``logits`` has the probabilities too.
+    """
 
     activations: Tensor
     gradients: Tensor
@@ -58,8 +61,8 @@ class Scored(NamedTuple):
     def correlation(self, weighting: str, scores: Tensor, live: Tensor) -> float:
         """Correlation of the map of some scores of some channels with the full map."""
 
-        def flat_map(scores: Tensor, live: Tensor) -> Tensor:
-            weights = channel_weights(scores, live, weighting, self.baseline.to(scores))
+        def flat_map(chosen_scores: Tensor, channels: Tensor) -> Tensor:
+            weights = channel_weights(chosen_scores, channels, weighting, self.baseline.to(chosen_scores))
             return functional.weighted_activations(self.activations, weights).double().flatten()
 
         full = flat_map(self.table(weighting).double(), self.live)
@@ -183,13 +186,13 @@ def correlation_figure(found: Mapping[int, Mapping[tuple[str, str], Sequence[Fou
 
 def scores_of(options: argparse.Namespace) -> dict[str, list[Scored]]:
     """The scores of all photographs, read from the cache or computed."""
-    options.cache.mkdir(parents=True, exist_ok=True)
+    cache = options.cache if options.method == "score-cam" else options.cache / options.method
+    cache.mkdir(parents=True, exist_ok=True)
     scored: dict[str, list[Scored]] = {network: [] for network in options.networks}
     models = {network: build(network, options.data).requires_grad_(False) for network in options.networks}
     for name in tqdm(photographs(options.data / "val_boxes_dev", options.images), unit="image"):
         for network, model in models.items():
-            prefix = "" if options.method == "score-cam" else f"{options.method}_"
-            file = options.cache / f"{prefix}{network}_{name.stem}.pt"
+            file = cache / f"{network}_{name.stem}.pt"
             if not file.is_file():
                 layer = model.get_submodule(EVERY_NETWORK[network].layer)
                 torch.save(tuple(score_all(model, layer, load(name), options.method)), file)
@@ -202,15 +205,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--networks", nargs="+", choices=EVERY_NETWORK, default=list(NETWORKS))
     parser.add_argument("--method", choices=WEIGHTINGS, default="score-cam")
-    parser.add_argument("--weightings", nargs="+", help="of Score-CAM: softmax, increase, probability (default: all)")
+    parser.add_argument("--weightings", nargs="+", choices=WEIGHTINGS["score-cam"], help="default: all of the method")
     parser.add_argument("--images", type=int, default=10)
     parser.add_argument("--budgets", nargs="+", type=int, default=[24, 32, 56, 96])
     parser.add_argument("--cache", type=Path, default=Path("search-scores"))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--figure", type=Path, help="also plot the correlations with the first weighting")
     options = parser.parse_args()
+    weightings = options.weightings or WEIGHTINGS[options.method]
+    if unknown := set(weightings) - set(WEIGHTINGS[options.method]):
+        parser.error(f"--weightings: {options.method} has no {', '.join(unknown)}")
     torch.set_num_threads(1)
-    scored, weightings = scores_of(options), options.weightings or WEIGHTINGS[options.method]
+    scored = scores_of(options)
 
     def found(limit: SearchOptions) -> dict[tuple[str, str], list[Found]]:
         return {
