@@ -229,6 +229,14 @@ def test_chunks_stay_small_in_memory() -> None:
     assert largest * 3 * 512 * 512 * 4 <= 16 * 2**20
 
 
+def test_one_disturbed_measurement_does_not_decide() -> None:
+    pace, disturbed = TimedPace(torch.zeros(1, 3, 96, 96)), iter([False, True])
+    calls = drive(
+        pace, lambda n, layout: n * (1.0 if layout is LAST else 1.5) * (3.0 if next(disturbed, False) else 1.0)
+    )
+    assert calls[-2][1] is LAST
+
+
 def test_a_layout_that_the_model_refuses_is_dropped() -> None:
     pace = TimedPace(torch.zeros(1, 3, 96, 96))
     pace.record(1, pace.next(0)[1], 1.0)
@@ -253,8 +261,8 @@ def test_calls_of_one_network_share_the_search(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_search_belongs_to_a_network_and_a_kind_of_sample() -> None:
     model, x = make(), torch.zeros(1, 3, 8, 8)
-    pace = timed_pace(model, x, 1, expected=3)
-    assert timed_pace(model, x.expand(4, -1, -1, -1), 1, expected=100) is pace, "the batch size is not part of it"
+    pace = timed_pace(model, x, 1)
+    assert timed_pace(model, x.expand(4, -1, -1, -1), 1) is pace, "the batch size is not part of it"
     with torch.autocast("cpu", torch.bfloat16):
         assert timed_pace(model, x, 1) is not pace
     for other in (x.double(), torch.zeros(1, 3, 9, 9)):

@@ -105,10 +105,11 @@ def _start(device: torch.device) -> tuple[int, int]:
 class TimedPace:
     """Finds the fastest chunk size and memory layout by timing the first chunks. It runs no extra samples.
 
-    The chunk size doubles as long as this reduces the time per sample. Each size is tried twice (once if there are few
-    samples) in each layout that is still competitive, and the shorter time is used. A run of fewer samples than the
-    chunk size measures nothing. A layout that the model rejects is dropped. Running out of memory halves the maximum
-    size permanently. :func:`timed_pace` gives the search that earlier calls of the same network have begun.
+    The chunk size doubles as long as this reduces the time per sample. Each size is tried twice in each layout that is
+    still competitive, and the shorter time is used: the result serves all later calls, so that one disturbed
+    measurement must not decide. A run of fewer samples than the chunk size measures nothing. A layout that the model
+    rejects is dropped. Running out of memory halves the maximum size permanently. :func:`timed_pace` gives the search
+    that earlier calls of the same network have begun.
 
     Args:
         x (Tensor): Batch that the samples are created from.
@@ -116,12 +117,11 @@ class TimedPace:
         first (int): Initial chunk size, on a GPU at least 64 and on other accelerators 8. Default: 1
         scale (float): Factor of the memory available for samples. Default: 1
         both_layouts (bool): Whether channels_last is tried as well. Default: True
-        expected (int, optional): Number of samples in the first run. Default: None (many)
     """
 
     _ENOUGH = 0.97  # a larger chunk must reduce the time per sample to this fraction
     _HOPELESS = 1.25  # a layout slower than the best by this factor is not tried at larger sizes
-    _FEW = 64  # with fewer samples than this, each size is tried once
+    _REPEATS = 2  # number of trials of each size and layout
     _PATIENCE = 2  # number of consecutive sizes without improvement that ends the search
 
     def __init__(
@@ -132,7 +132,6 @@ class TimedPace:
         first: int = 1,
         scale: float = 1.0,
         both_layouts: bool = True,
-        expected: int | None = None,
     ) -> None:
         self._device = x.device
         sample_bytes = max(1, x[0].numel() * x.element_size())
@@ -142,8 +141,7 @@ class TimedPace:
         self._size = min(max(first, least), self._limit)
         other = _channels_last(x) if both_layouts and x.shape[1] > 1 else None
         self._layouts = [torch.contiguous_format] + ([other] if other is not None else [])
-        self._repeats = 1 if expected is not None and expected < self._FEW else 2
-        self._trials = self._layouts * self._repeats
+        self._trials = self._layouts * self._REPEATS
         self._times: dict[torch.memory_format, float] = {}
         self._best = (float("inf"), self._size, self._layouts[0])
         self._misses = 0
@@ -176,7 +174,7 @@ class TimedPace:
         if self._misses < self._PATIENCE and self._size * 2 <= self._limit:
             self._layouts = [other for other in self._layouts if self._times[other] <= self._HOPELESS * fastest]
             self._size *= 2
-            self._trials = self._layouts * self._repeats
+            self._trials = self._layouts * self._REPEATS
         self._times = {}
 
     def recover(self, error: RuntimeError, samples: int, layout: torch.memory_format) -> bool:
@@ -224,9 +222,8 @@ def timed_pace(forward_func: Callable[..., Any], x: Tensor, least: int, **option
     Returns:
         TimedPace: A new search if there is none to continue, or if ``forward_func`` cannot be referred to weakly.
     """
-    kind = {name: value for name, value in options.items() if name != "expected"}
     surroundings = torch.get_num_threads(), callers_autocast()
-    key = (x.device, x.dtype, x.shape[1:], least, surroundings, tuple(sorted(kind.items())))
+    key = (x.device, x.dtype, x.shape[1:], least, surroundings, tuple(sorted(options.items())))
     try:
         searches = _SEARCHES.setdefault(forward_func, {})
     except TypeError:

@@ -210,7 +210,7 @@ class Passes:
                 output = self.call.forward(samples, chunk_owners, self.output.dim())
                 return chunk, reduce(output, chunk_owners).clone()
 
-        pace = self.call.pace(owners, self.options.perturbations_per_eval, self.masking.first, expected=len(owners))
+        pace = self.call.pace(owners, self.options.perturbations_per_eval, self.masking.first)
         return self.call.in_chunks(owners, pace, evaluate)
 
     def _masking_key(self, kind: str, *parts: Any) -> Hashable:
