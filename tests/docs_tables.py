@@ -55,8 +55,8 @@ def class_reference() -> str:
 #: The decision table: what is wanted, a row of docs/faithfulness.md, the call, and the name in docs/cost.md.
 CHOICES = (
     ("Fusion-CAM as published", "Fusion-CAM", "`LayerFusionCAM`", "fusion-cam"),
-    ("nearly the same map at a constant cost", "Fusion-CAM, fast", "`LayerFusionCAM.fast`", None),
-    ("faithfulness first, at a constant cost", "Fusion-CAM, best", "`LayerFusionCAM.best`", None),
+    ("nearly the same map at a constant cost", "Fusion-CAM, fast", "`LayerFusionCAM.fast`", "fusion-cam fast"),
+    ("faithfulness first, at a constant cost", "Fusion-CAM, best", "`LayerFusionCAM.best`", "fusion-cam best"),
     ("the same for fewer samples", "Fusion-CAM, 128 cell masks", "it with 128 masks", None),
     ("the importance of each cell, with errors", "cell regression", "`LayerRegressionCAM`", None),
     ("a first look, in one pass", "Grad-CAM", "captum's `LayerGradCam`", None),
@@ -100,7 +100,7 @@ def _ratio(name: str | None) -> str:
     found = (
         re.findall(rf"^\| [^|]+ \| {name}, batch [^|]+\|[^|]+\| \*\*([\d.]+)\*\*", text, re.MULTILINE) if name else []
     )
-    return f"{min(found)} to {max(found)}" if found else "not measured"
+    return f"{min(found, key=float)} to {max(found, key=float)}" if found else "not measured"
 
 
 def comparison_matrix() -> str:

@@ -37,6 +37,15 @@ from captum_fusion.metrics import deletion, insertion
 from tests.real_data import builders
 
 SIZE = 224
+#: Methods against plain forwards, some with a preset, and the largest ratio that is aimed at.
+BARS = {
+    "score-cam": 1.10,
+    "fusion-cam": 1.10,
+    "fusion-cam fast": 1.10,
+    "fusion-cam best": 1.10,
+    "union-cam": 1.10,
+    "group-cam": 1.15,
+}
 Line = tuple[str, str, str, list[float]]
 
 
@@ -78,7 +87,8 @@ def against_plain_forwards(
     """Time of region and fusion methods, relative to plain forwards of as many samples, in batches of 1 and 4."""
     works: dict[str, Callable[[], Any]] = {}
     for method in bars:
-        build = METHODS[method].build(model, [layer])
+        method_name, _, preset = method.partition(" ")
+        build = METHODS[method_name].build(model, [layer], preset=preset or None)
         for batch in (1, 4):
             x, targets = pictures(batch), list(range(batch))
             works[f"{method}, batch {batch}"] = lambda build=build, x=x, targets=targets: build.attribute(x, targets)
@@ -230,16 +240,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", type=Path, help="a folder with builders.py and real weights")
     parser.add_argument("--only", nargs="+", help="squeezenet, resnet, googlenet, captum, memory")
-    parser.add_argument("--methods", nargs="+", help="of those against plain forwards: score-cam, ..., curves")
+    parser.add_argument("--methods", nargs="+", choices=[*BARS, "curves"], help="of those against plain forwards")
     parser.add_argument("--output", type=Path, help="also write the table, as Markdown")
     options = parser.parse_args()
     torch.set_num_threads(1)
     real = None if options.data is None else builders(options.data)
     wanted = options.only or ["squeezenet", "resnet", "googlenet", "captum", "memory"]
     lines: list[Line] = []
-    bars = {"score-cam": 1.10, "fusion-cam": 1.10, "union-cam": 1.10, "group-cam": 1.15}
-    chosen = options.methods or [*bars, "curves"]
-    bars = {key: bar for key, bar in bars.items() if key in chosen}
+    chosen = options.methods or [*BARS, "curves"]
+    bars = {key: bar for key, bar in BARS.items() if key in chosen}
     if "memory" in wanted:
         for channels, batch in ((512, 4), (2048, 4), (512, 16)):
             found = [memory(channels, batch) for _ in range(options.rounds)]
@@ -260,8 +269,8 @@ def main() -> None:
             "ResNet-18 layer4", model, model.layer4, options.rounds, bars, "curves" in chosen
         )
     if "googlenet" in wanted:
+        print(table(lines), flush=True)  # in case the rest is stopped
         model = seeded("googlenet", init_weights=False) if real is None else real.googlenet_bvlc()
-        print(table(lines), flush=True)
         lines += against_other_libraries("GoogLeNet inception5b", model, "inception5b", options.rounds)
     head = (
         f"{date.today()}, {platform.processor() or platform.machine()}, one thread, {options.rounds} rounds; Python "
