@@ -55,8 +55,8 @@ def class_reference() -> str:
 #: The decision table: what is wanted, a row of docs/faithfulness.md, the call, and the name in docs/cost.md.
 CHOICES = (
     ("Fusion-CAM as published", "Fusion-CAM", "`LayerFusionCAM`", "fusion-cam"),
-    ("nearly the same map at a constant cost", "Fusion-CAM, fast", "`LayerFusionCAM.fast`", "fusion-cam fast"),
-    ("faithfulness first, at a constant cost", "Fusion-CAM, best", "`LayerFusionCAM.best`", "fusion-cam best"),
+    ("nearly the same map at a constant cost", "Fusion-CAM, fast", "`LayerFusionCAM.fast`", "fusion-cam:preset=fast"),
+    ("faithfulness first, at a constant cost", "Fusion-CAM, best", "`LayerFusionCAM.best`", "fusion-cam:preset=best"),
     ("the same for fewer samples", "Fusion-CAM, 128 cell masks", "it with 128 masks", None),
     ("the importance of each cell, with errors", "cell regression", "`LayerRegressionCAM`", None),
     ("a first look, in one pass", "Grad-CAM", "captum's `LayerGradCam`", None),

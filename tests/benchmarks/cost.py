@@ -33,16 +33,17 @@ from tqdm import tqdm
 import captum_fusion
 from captum_fusion import functional
 from captum_fusion.attr.catalog import METHODS
+from captum_fusion.evaluation.methods import parse
 from captum_fusion.metrics import deletion, insertion
 from tests.real_data import builders
 
 SIZE = 224
-#: Methods against plain forwards, some with a preset, and the largest ratio that is aimed at.
+#: Methods against plain forwards, as the command line takes them, and the largest ratio that is aimed at.
 BARS = {
     "score-cam": 1.10,
     "fusion-cam": 1.10,
-    "fusion-cam fast": 1.10,
-    "fusion-cam best": 1.10,
+    "fusion-cam:preset=fast": 1.10,
+    "fusion-cam:preset=best": 1.10,
     "union-cam": 1.10,
     "group-cam": 1.15,
 }
@@ -87,8 +88,8 @@ def against_plain_forwards(
     """Time of region and fusion methods, relative to plain forwards of as many samples, in batches of 1 and 4."""
     works: dict[str, Callable[[], Any]] = {}
     for method in bars:
-        method_name, _, preset = method.partition(" ")
-        build = METHODS[method_name].build(model, [layer], preset=preset or None)
+        spec = parse(method)
+        build = METHODS[spec.name].build(model, [layer], **spec.options)
         for batch in (1, 4):
             x, targets = pictures(batch), list(range(batch))
             works[f"{method}, batch {batch}"] = lambda build=build, x=x, targets=targets: build.attribute(x, targets)
