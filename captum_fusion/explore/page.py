@@ -110,6 +110,10 @@ class Page:
             )  # fmt: skip
             show(event.then(self._end, None, [page.explain, page.cancel], queue=False, **quiet))
 
+        def run_priced(event: Any) -> None:
+            """Show what the methods cost now, and run."""
+            run(event.then(self._prices, priced, [page.methods], **quiet), self._run_if_quick)
+
         begin: dict[str, Any] = {"outputs": [page.explain, page.cancel], "queue": False, **quiet}
         network: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1, **quiet}
         for event, start, function, inputs in (
@@ -117,15 +121,13 @@ class Page:
             (page.gallery.select, self._pick, self._open_example, None),
             (page.image.upload, self._begin, self._open_upload, [page.image]),
         ):
-            ready = event(start, **begin).then(function, inputs, opened, **network)
-            run(ready.then(self._prices, priced, [page.methods], **quiet), self._run_if_quick)
+            run_priced(event(start, **begin).then(function, inputs, opened, **network))
         added = page.other.input(self._begin, **begin)
         added = added.then(self._add_class, [page.other, page.target], [page.target, page.other], **quiet)
         run(added, self._run_if_quick)
         others: list[Any] = [page.target, page.rival, page.methods]
         run(gr.on([part.input for part in others], self._begin, **begin), self._run_if_quick)
-        repriced = gr.on([part.input for part in priced], self._begin, **begin)
-        run(repriced.then(self._prices, priced, [page.methods], **quiet), self._run_if_quick)
+        run_priced(gr.on([part.input for part in priced], self._begin, **begin))
         page.methods.change(_components, [page.methods], [page.components, page.gradient], queue=False, **quiet)
         run(page.explain.click(self._begin, **begin), self._run)
         page.cancel.click(self._cancel, **begin)
