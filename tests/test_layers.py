@@ -459,12 +459,8 @@ def test_tokens_with_other_rows_than_the_batch_are_left_out() -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.patches, self.norm, self.both, self.head = (
-                nn.Conv2d(3, 8, 2, 2),
-                nn.LayerNorm(8),
-                nn.LayerNorm(8),
-                nn.Linear(8, 5),
-            )
+            self.patches, self.head = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 5)
+            self.norm, self.both = nn.LayerNorm(8), nn.LayerNorm(8)
 
         def forward(self, x: Tensor) -> Tensor:
             tokens = self.norm(self.patches(x).flatten(2).transpose(1, 2))

@@ -136,9 +136,8 @@ class TimedPace:
         self._device = x.device
         sample_bytes = max(1, x[0].numel() * x.element_size())
         start, memory = _start(x.device)
-        first = max(start, first)
         self._limit = max(least, min(int(memory * scale) // sample_bytes, 1024))
-        self._size = min(max(first, least), self._limit)
+        self._size = min(max(start, first, least), self._limit)
         other = _channels_last(x) if both_layouts and x.shape[1] > 1 else None
         self._layouts = [torch.contiguous_format] + ([other] if other is not None else [])
         self._trials = self._layouts * self._REPEATS
